@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who takes part: by name, the server and the client of each side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class an agent can hold, and what it is made with."""
+
+    target: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Side:
+    server: Part
+    client: Part
+
+
+_OURS = Part("benchmarks.servers.rpcflow:RpcflowServer")
+_OURS_NO_POLL = Part("benchmarks.servers.rpcflow:RpcflowServer", {"poll": False})
+_STOCK = Part("benchmarks.servers.stock:StockServer")
+_RPYC = Part("benchmarks.servers.rpyc:RpycServer")
+_GRPC = Part("benchmarks.servers.grpc:GrpcServer")
+_RAW = Part("benchmarks.servers.raw:RawServer")
+
+_BLOCKING = Part("benchmarks.clients.blocking:RpcflowClient")
+_BLOCKING_NO_POLL = Part("benchmarks.clients.blocking:RpcflowClient", {"poll": False})
+_TRIO = Part("benchmarks.clients.structured:TrioClient")
+_TRIO_NO_POLL = Part("benchmarks.clients.structured:TrioClient", {"poll": False})
+_ASYNCIO = Part("benchmarks.clients.structured:AsyncioClient")
+_STOCK_CLIENT = Part("benchmarks.clients.blocking:StockClient")
+
+SIDES: Mapping[str, Side] = {
+    "rpcflow": Side(_OURS, _BLOCKING),
+    "rpcflow, no polling": Side(_OURS_NO_POLL, _BLOCKING_NO_POLL),
+    "rpcflow trio": Side(_OURS, _TRIO),
+    "rpcflow trio, no polling": Side(_OURS_NO_POLL, _TRIO_NO_POLL),
+    "rpcflow asyncio": Side(_OURS, _ASYNCIO),
+    "rpcflow to tvm.rpc": Side(_STOCK, _BLOCKING),
+    "tvm.rpc to rpcflow": Side(_OURS, _STOCK_CLIENT),
+    "tvm.rpc": Side(_STOCK, _STOCK_CLIENT),
+    "rpyc": Side(_RPYC, Part("benchmarks.clients.rpyc:RpycClient")),
+    "grpcio": Side(_GRPC, Part("benchmarks.clients.grpc:GrpcClient")),
+    "raw socket": Side(_RAW, Part("benchmarks.clients.raw:RawClient")),
+    "raw socket, spinning": Side(
+        Part("benchmarks.servers.raw:RawServer", {"spin": True}),
+        Part("benchmarks.clients.raw:RawClient", {"spin": True}),
+    ),
+    "rpcflow sessions": Side(_OURS, Part("benchmarks.clients.sessions:RpcflowSessions")),
+    "tvm.rpc sessions": Side(_STOCK, Part("benchmarks.clients.sessions:StockSessions")),
+}

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host arrays: NumPy's dtypes and ours, and contiguous bytes out of whatever holds an array."""
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from .protocol.dtype import DataType, DTypeCode
+
+_PLAIN: Final = {
+    DTypeCode.INT: "int",
+    DTypeCode.UINT: "uint",
+    DTypeCode.FLOAT: "float",
+    DTypeCode.COMPLEX: "complex",
+}
+
+
+def numpy_dtype(dtype: DataType) -> np.dtype[Any]:
+    """NumPy's dtype for one lane of ``dtype``; bfloat16, float8 and the like by ml_dtypes.
+
+    Raises:
+        TypeError: NumPy has none.
+    """
+    if dtype.code == DTypeCode.BOOL:
+        return np.dtype(np.bool_)
+    if dtype.code == DTypeCode.OPAQUE and dtype.bits == 64:
+        return np.dtype(np.uint64)
+    scalar = DataType(dtype.code, dtype.bits)
+    name = str(scalar)
+    if dtype.code in _PLAIN:
+        try:
+            return np.dtype(name)
+        except TypeError:
+            pass  # int4 and the like: ml_dtypes may have it
+    import ml_dtypes
+
+    kind = getattr(ml_dtypes, name, None)
+    if kind is None or np.dtype(kind).itemsize * 8 != dtype.bits:
+        raise TypeError(f"NumPy has no dtype for {dtype}; take its bytes by view(shape, 'uint8')")
+    return np.dtype(kind)
+
+
+def data_type(dtype: Any) -> DataType:
+    """Ours for a name, a DataType, a NumPy or ml_dtypes dtype, or a tvm_ffi.dtype.
+
+    Raises:
+        TypeError: it is none of these, or has no counterpart.
+    """
+    if isinstance(dtype, DataType):
+        return dtype
+    try:
+        if isinstance(dtype, str):
+            return DataType.parse(str(dtype))
+        return DataType.parse(np.dtype(dtype).name)
+    except (ValueError, TypeError):
+        pass
+    try:
+        # numpy spells some of its own names differently ("<f4", "double")
+        return DataType.parse(np.dtype(dtype).name)
+    except (ValueError, TypeError):
+        raise TypeError(f"{dtype!r} is not a dtype that a tensor can have") from None
+
+
+def to_numpy(array: Any) -> npt.NDArray[Any]:
+    """An array for anything NumPy, the buffer protocol, DLPack or a nested list can offer, uncopied where possible."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "__array__") or hasattr(array, "__array_interface__"):
+        return np.asarray(array)
+    if hasattr(array, "__dlpack__"):
+        return np.from_dlpack(array)
+    result = np.asarray(array)
+    if result.dtype == object:
+        raise TypeError(f"a {type(array).__name__} is not an array of numbers")
+    return result
+
+
+def contiguous_bytes(array: npt.NDArray[Any]) -> memoryview:
+    """All elements in row-major order and little-endian, as bytes; uncopied if they lie so already."""
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tensors live on: memory, copies and streams, one file a kind of device. Server side only."""
+
+from .base import Backend, BackendError, Memory
+from .registry import BackendTable
+
+__all__ = ["Backend", "BackendError", "BackendTable", "Memory"]

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The async driver of a client machine: one channel, tasks that take turns."""
+
+import logging
+import math
+import time
+from collections import deque
+from types import TracebackType
+from typing import Any, Final, TypeVar
+
+import anyio
+import anyio.lowlevel
+
+from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
+from rpcflow.session.client import MAX_FREES, Request, State
+from rpcflow.transports import AsyncChannel
+
+from .core import Operation, SessionCore
+
+T = TypeVar("T")
+_CLOSE_SECONDS: Final = 0.5
+_log: Final = logging.getLogger("rpcflow.session")
+
+
+class Connection(SessionCore):
+    """A session's line. Operations of several tasks queue in order.
+
+    A task cancelled while it waits for an answer leaves the session usable; cut in the middle of sending, it closes
+    the session.
+    """
+
+    def __init__(self, channel: AsyncChannel, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._channel = channel
+        self._busy = False
+        self._waiting: deque[anyio.Event] = deque()
+        self._closed = False
+
+    async def run(self, operation: Operation[T]) -> T:
+        """Carry an operation out.
+
+        Raises:
+            RPCError: it failed.
+        """
+        with _Deadline(self):
+            await self._acquire()
+            try:
+                try:
+                    request = next(operation)
+                    while True:
+                        try:
+                            value = await self._roundtrip(request)
+                        except RPCError as error:
+                            request = operation.throw(error)
+                        else:
+                            request = operation.send(value)
+                except StopIteration as stop:
+                    return stop.value  # type: ignore[no-any-return]
+                finally:
+                    operation.close()
+            finally:
+                self._release()
+
+    async def call(self, number: int, args: tuple[Any, ...], label: str) -> Any:
+        """Call a function; its result as the machine gives it."""
+        values = self.arguments(args)
+        if self.call_timeout is None and self.session_timeout is None:
+            await self._acquire()
+            try:
+                return await self._roundtrip(self.machine.call(number, values, label))
+            finally:
+                self._release()
+        with _Deadline(self):
+            await self._acquire()
+            try:
+                return await self._roundtrip(self.machine.call(number, values, label))
+            finally:
+                self._release()
+
+    async def _acquire(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        if not self._busy:
+            self._busy = True
+            return
+        turn = anyio.Event()
+        self._waiting.append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():
+                self._release()
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def _release(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._busy = False
+
+    async def _roundtrip(self, request: Request) -> Any:
+        machine = self.machine
+        began = time.perf_counter() if self.log else 0.0
+        try:
+            await self._send(request)
+            while not request.done:
+                await self._receive()
+            if machine.dropped > MAX_FREES:
+                await self._give_back()
+            value = request.result()
+        except RPCError as error:
+            self._after_error()
+            if self.log:
+                _log.info("%s: %s after %.6f s", request.label, error, time.perf_counter() - began)
+            raise self.lost(error, request.label) from error.__cause__
+        except BaseException:
+            if not request.done:
+                machine.abandon(request)
+            raise
+        if self.log:
+            _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)
+        return value
+
+    async def _send(self, request: Request) -> None:
+        parts = self.machine.take_outgoing()
+        if not parts:
+            return
+        try:
+            await self._channel.send(parts)
+        except ConnectionLostError as error:
+            await self._last_words(error)
+        except BaseException:
+            self.machine.close("the session was closed because a request was cut short while it was being sent")
+            self._channel.close()
+            raise
+
+    async def _receive(self) -> None:
+        machine = self.machine
+        reader = machine.reader
+        try:
+            count = await self._channel.receive_into(reader.get_buffer())
+        except ConnectionLostError as error:
+            machine.connection_lost(str(error))
+        if count == 0:
+            machine.connection_lost("the server closed the connection")
+        reader.received(count)
+        machine.process()
+
+    async def _last_words(self, error: ConnectionLostError) -> None:
+        """The line does not take more: perhaps the server has said why."""
+        with anyio.move_on_after(1.0):
+            while True:
+                await self._receive()
+        self.machine.connection_lost(str(error))
+
+    async def _give_back(self) -> None:
+        while self.machine.dropped > MAX_FREES:
+            request = self.machine.give_back()
+            if request is None:
+                return
+            await self._send(request)
+            while not request.done:
+                await self._receive()
+
+    def _after_error(self) -> None:
+        if self.machine.state is State.CLOSED:
+            self._channel.close()
+
+    async def aclose(self) -> None:
+        """Say good-bye and close. Safe to call again, and while calls run: they fail."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._busy and self.machine.state in (State.OPEN, State.OPENING):
+            self.machine.shutdown()
+            parts = self.machine.take_outgoing()
+            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                try:
+                    await self._channel.send(parts)
+                except ConnectionLostError:
+                    pass  # leaving on a dead line is silent
+        if self.machine.state is not State.CLOSED:
+            self.machine.close()
+        self._channel.close()
+
+
+class _Deadline:
+    """Bounds an operation by ``call_timeout`` and by the end of the session."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        call = connection.call_timeout
+        left = math.inf
+        if connection.hard_deadline is not None:
+            left = connection.hard_deadline - time.monotonic()
+        self._is_call = call is not None and call < left
+        seconds = min(left, math.inf if call is None else call)
+        self._scope = None if seconds == math.inf else anyio.move_on_after(max(seconds, 0.0))
+
+    def __enter__(self) -> None:
+        if self._scope is not None:
+            self._scope.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if self._scope is None:
+            return False
+        swallowed = bool(self._scope.__exit__(kind, error, trace))
+        if not (swallowed and self._scope.cancelled_caught):
+            return swallowed
+        connection = self._connection
+        if self._is_call:
+            raise CallTimeoutError(
+                f"the call took longer than {connection.call_timeout:g} s; the option call_timeout raises that",
+                call_timeout=connection.call_timeout,
+            )
+        lost = connection.lost(ConnectionLostError("the server did not keep to session_timeout"))
+        connection.machine.lost = lost
+        connection.machine.close()
+        connection._channel.close()
+        raise lost

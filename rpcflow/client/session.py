@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions for trio, and by anyio for asyncio."""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import anyio
+
+from rpcflow.devices import device_type
+from rpcflow.errors import WaitTimeoutError
+from rpcflow.protocol.packets import Code
+from rpcflow.session.client import ClientMachine
+from rpcflow.transports import AsyncChannel, find_transport
+from rpcflow.transports.greeting import greet_async
+
+from . import operations
+from .connection import Connection
+from .core import FunctionReference, ModuleReference, ObjectKinds, RemoteReference, SessionCore, wrap
+from .objects import BenchmarkResult, DeviceBase, TensorBase
+from .options import checked_options, constructor_arguments
+
+
+class Function(FunctionReference):
+    """A remote function: ``await function(...)``."""
+
+    __slots__ = ()
+
+    async def __call__(self, *args: Any) -> Any:
+        """Call it with values, devices, tensors, functions, modules and objects of the same session.
+
+        Raises:
+            TypeError, ValueError, OverflowError: an argument does not travel; nothing was sent.
+            RemoteError: the function raised.
+            RPCError: the session ended.
+        """
+        core = _connection(self)
+        return wrap(core, await core.call(self._number, args, self.name), KINDS, self.name)
+
+
+class TimeEvaluator(FunctionReference):
+    """Measures a remote function: ``result = await evaluator(...)``."""
+
+    __slots__ = ()
+
+    async def __call__(self, *args: Any) -> BenchmarkResult:
+        """Measure with these arguments; times are in seconds per run."""
+        return operations.evaluation(await _connection(self).call(self._number, args, self.name))
+
+
+class ModuleFunction:
+    """A function of a module, found at its first call."""
+
+    def __init__(self, module: "Module", name: str) -> None:
+        self._module = module
+        self._found: Function | None = None
+        self.name = name
+
+    async def __call__(self, *args: Any) -> Any:
+        """As :meth:`Function.__call__`.
+
+        Raises:
+            FunctionNotFoundError: the module has no function of that name.
+        """
+        if self._found is None:
+            self._found = await self._module.get_function(self.name)
+        return await self._found(*args)
+
+    def __repr__(self) -> str:
+        return f"<function {self.name!r} of {self._module!r}>"
+
+
+class Module(ModuleReference):
+    """A remote module: ``await module["name"](...)``."""
+
+    __slots__ = ("_functions",)
+
+    entry_name = "main"
+
+    def __init__(self, core: SessionCore, number: int) -> None:
+        super().__init__(core, number)
+        self._functions: dict[str, ModuleFunction] = {}
+
+    def __getitem__(self, name: str) -> ModuleFunction:
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = ModuleFunction(self, name)
+        return function
+
+    @property
+    def entry_func(self) -> ModuleFunction:
+        """The function called :attr:`entry_name`."""
+        return self[self.entry_name]
+
+    async def __call__(self, *args: Any) -> Any:
+        """Call the entry function."""
+        return await self.entry_func(*args)
+
+    async def get_function(self, name: str, query_imports: bool = True) -> Function:
+        """Find a function.
+
+        Raises:
+            FunctionNotFoundError: there is none of that name.
+        """
+        core = _connection(self)
+        number = await core.run(operations.module_function(core, self._number, name, query_imports))
+        return Function(core, number, name)
+
+    async def import_module(self, module: "Module") -> None:
+        """Let this module find the functions of ``module``."""
+        core = _connection(self)
+        await core.run(operations.import_module(core, self._number, module._own(core, 0)))
+
+    async def time_evaluator(
+        self,
+        func_name: str,
+        dev: "Device",
+        number: int = 10,
+        repeat: int = 1,
+        min_repeat_ms: int = 0,
+        limit_zero_time_iterations: int = 100,
+        cooldown_interval_ms: int = 0,
+        repeats_to_cooldown: int = 1,
+        cache_flush_bytes: int = 0,
+        f_preproc: str = "",
+    ) -> TimeEvaluator:
+        """A function that measures ``func_name``: one uncounted run, then ``repeat`` times ``number`` runs.
+
+        Args:
+            func_name: of this module, or of the server.
+            dev: waited for before each reading of the clock.
+            number: runs in one repeat.
+            repeat: how many times are measured.
+            min_repeat_ms: ``number`` grows until a repeat takes this many milliseconds.
+            limit_zero_time_iterations: give up growing after so many readings of zero.
+            cooldown_interval_ms: milliseconds to rest after every ``repeats_to_cooldown`` repeats.
+            repeats_to_cooldown: see above.
+            cache_flush_bytes: bytes to write before each repeat, to push data out of the caches.
+            f_preproc: name of a function of the server to call, with the same arguments, before each repeat.
+        """
+        core = _connection(self)
+        handle = await core.run(
+            operations.time_evaluator(
+                core,
+                self._number,
+                func_name,
+                dev._raw,
+                number,
+                repeat,
+                min_repeat_ms,
+                limit_zero_time_iterations,
+                cooldown_interval_ms,
+                repeats_to_cooldown,
+                cache_flush_bytes,
+                f_preproc,
+            )
+        )
+        return TimeEvaluator(core, handle, f"time_evaluator({func_name})")
+
+
+class Device(DeviceBase):
+    """A device of the server."""
+
+    __slots__ = ()
+
+    async def tensor(self, array: Any) -> "Tensor":
+        """A tensor with the contents of a host array (buffer protocol, DLPack or nested list; any strides)."""
+        host, dtype = operations.host_array(array)
+        made = await self.empty(host.shape, dtype)
+        core = _connection(self)
+        await core.run(operations.write(core, made._view, host))
+        return made
+
+    async def empty(self, shape: Sequence[int] | int, dtype: Any = "float32", mem_scope: str | None = None) -> "Tensor":
+        """A tensor of undefined contents.
+
+        Args:
+            shape: extents.
+            dtype: of the elements: a name, or a dtype of NumPy, ml_dtypes or tvm-ffi.
+            mem_scope: kind of memory; None for the default.
+        """
+        core = _connection(self)
+        view = await core.run(operations.empty(core, self._raw, shape, dtype, mem_scope))
+        return Tensor(core, view, None)
+
+    async def sync(self, stream: int = 0) -> None:
+        """Wait until the device has done all it was given."""
+        core = _connection(self)
+        await core.run(operations.synchronize(core, self._raw, stream))
+
+    async def attr(self, name: str) -> Any:
+        """What the device says of itself: ``"exist"``, ``"max_threads_per_block"`` ...; None for what it does not know.
+
+        Raises:
+            AttributeError: there is no such attribute.
+        """
+        core = _connection(self)
+        return await core.run(operations.attribute(core, self._raw, name))
+
+    async def create_stream(self) -> int:
+        """A new stream; 0 where the device has none."""
+        core = _connection(self)
+        return await core.run(operations.create_stream(core, self._raw))
+
+    async def set_stream(self, stream: int) -> None:
+        """Make a stream current."""
+        core = _connection(self)
+        await core.run(operations.stream_call(core, Code.DEV_SET_STREAM, self._raw, stream))
+
+    async def free_stream(self, stream: int) -> None:
+        """Let go of a stream."""
+        core = _connection(self)
+        await core.run(operations.stream_call(core, Code.DEV_FREE_STREAM, self._raw, stream))
+
+
+class Tensor(TensorBase):
+    """A tensor in the server's memory."""
+
+    __slots__ = ()
+
+    @property
+    def device(self) -> Device:
+        """Where it lies."""
+        return Device(self._core, *self._view.device)
+
+    async def numpy(self) -> Any:
+        """Its contents as a new NumPy array; lanes become a last dimension.
+
+        Raises:
+            TypeError: NumPy has no such dtype.
+        """
+        core = _connection(self)
+        return await core.run(operations.read(core, self._view))
+
+    async def copyfrom(self, array: Any) -> "Tensor":
+        """Take the contents of a host array of the same shape, converted to this dtype."""
+        core = _connection(self)
+        await core.run(operations.write(core, self._view, array))
+        return self
+
+    async def copyto(self, target: "Tensor | Device") -> "Tensor":
+        """Copy to another tensor, or into a new one on a device; across sessions by way of the host."""
+        if isinstance(target, DeviceBase):
+            made = await Device(target._core, target.dev_type, target.dev_id).empty(self.shape, self.dtype)
+        elif isinstance(target, Tensor):
+            made = target
+        else:
+            raise TypeError(f"a tensor is copied to a tensor or a device, not to a {type(target).__name__}")
+        core = _connection(self)
+        if made._core is core:
+            await core.run(operations.copy(core, self._view, made._view))
+        else:
+            await made.copyfrom(await self.numpy())
+        return made
+
+
+KINDS = ObjectKinds(Function, Module, Tensor, Device)
+
+
+def _connection(reference: RemoteReference | DeviceBase | TensorBase) -> Connection:
+    core = reference._core
+    assert isinstance(core, Connection)
+    return core
+
+
+class Session:
+    """A session with a server; made by :func:`connect`."""
+
+    def __init__(self, core: Connection) -> None:
+        self._core = core
+
+    def __repr__(self) -> str:
+        machine = self._core.machine
+        return f"<rpcflow session with {self._core.where}: {machine.state.value}, {machine.pending} pending>"
+
+    async def get_function(self, name: str) -> Function:
+        """Find a function of the server.
+
+        Raises:
+            FunctionNotFoundError: there is none of that name.
+        """
+        return Function(self._core, await self._core.run(operations.find_function(self._core, name)), name)
+
+    async def system_lib(self) -> Module:
+        """The module of what is linked into the server's program."""
+        return Module(self._core, await self._core.run(operations.system_lib(self._core)))
+
+    async def load_module(self, path: str) -> Module:
+        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links."""
+        return Module(self._core, await self._core.run(operations.load_module(self._core, path)))
+
+    async def upload(self, data: Any, target: str | None = None) -> None:
+        """Put a file into the session's folder.
+
+        Args:
+            data: a path, bytes, or a file opened in binary mode.
+            target: its name there; None takes the name of the file at the path.
+        """
+        await self._core.run(operations.upload(self._core, data, target))
+
+    async def download(self, path: str) -> bytearray:
+        """The contents of a file of the session."""
+        return await self._core.run(operations.download(self._core, path))
+
+    async def download_linked_module(self, path: str) -> bytearray:
+        """A module of the session as a shared library."""
+        return await self._core.run(operations.download_linked_module(self._core, path))
+
+    async def remove(self, path: str) -> None:
+        """Remove a file of the session."""
+        await self._core.run(operations.remove(self._core, path))
+
+    async def listdir(self, path: str) -> str:
+        """The names in a folder of the session, joined by commas."""
+        return await self._core.run(operations.listdir(self._core, path))
+
+    def device(self, dev_type: int | str, dev_id: int = 0) -> Device:
+        """A device by the name or number of its kind. Nothing is sent: whether it exists, ``attr("exist")`` tells."""
+        return Device(self._core, device_type(dev_type), dev_id)
+
+    def cpu(self, dev_id: int = 0) -> Device:
+        """A CPU."""
+        return self.device("cpu", dev_id)
+
+    def cuda(self, dev_id: int = 0) -> Device:
+        """A CUDA device."""
+        return self.device("cuda", dev_id)
+
+    def cl(self, dev_id: int = 0) -> Device:
+        """An OpenCL device."""
+        return self.device("opencl", dev_id)
+
+    def vulkan(self, dev_id: int = 0) -> Device:
+        """A Vulkan device."""
+        return self.device("vulkan", dev_id)
+
+    def metal(self, dev_id: int = 0) -> Device:
+        """A Metal device."""
+        return self.device("metal", dev_id)
+
+    def rocm(self, dev_id: int = 0) -> Device:
+        """A ROCm device."""
+        return self.device("rocm", dev_id)
+
+    def ext_dev(self, dev_id: int = 0) -> Device:
+        """An extension device."""
+        return self.device("ext_dev", dev_id)
+
+    def hexagon(self, dev_id: int = 0) -> Device:
+        """A Hexagon device."""
+        return self.device("hexagon", dev_id)
+
+    def webgpu(self, dev_id: int = 0) -> Device:
+        """A WebGPU device."""
+        return self.device("webgpu", dev_id)
+
+    async def aclose(self) -> None:
+        """End the session now; leaving its block does the same."""
+        await self._core.aclose()
+
+
+class SessionContext:
+    """An ``async with`` block around a session. Not awaitable; used once."""
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+        self._core: Connection | None = None
+
+    async def __aenter__(self) -> Session:
+        if self._make is None:
+            raise RuntimeError("a session's block can be entered once")
+        make, self._make = self._make, None
+        self._core = await make()
+        return Session(self._core)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._core is not None
+        await self._core.aclose()
+
+
+def connect(
+    url: str,
+    port: int | None = None,
+    key: str = "",
+    session_timeout: float = 0,
+    session_constructor_args: Sequence[Any] | None = None,
+    enable_logging: bool = False,
+    *,
+    wait_timeout: float | None = None,
+    call_timeout: float | None = None,
+    poll: bool | None = None,
+) -> SessionContext:
+    """A session with a server, for ``async with``.
+
+    Args:
+        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``).
+        port: where ``url`` has none; 9091 by default.
+        key: what the server answers to.
+        session_timeout: seconds from when the server starts serving until it ends the session; 0 for none.
+        session_constructor_args: where the session shall run: name of a constructor of the server
+            (``"rpc.LocalSession"``, ``"rpc.Connect"``) and its arguments.
+        enable_logging: log each request to the logger ``rpcflow.session``.
+        wait_timeout: seconds to wait for a server that is busy; None for ever.
+        call_timeout: seconds for one operation; None for ever.
+        poll: None polls adaptively before sleeping; False never does.
+
+    Raises:
+        ValueError: an argument that cannot be.
+        ConnectionLostError: nobody answers (on entering the block, as the next ones).
+        WaitTimeoutError: the server stayed busy.
+        KeyMismatchError: it answers to another key.
+        RemoteError: it refused the session constructor.
+    """
+    address, key_text = checked_options(url, port, key, session_timeout, wait_timeout, call_timeout)
+
+    async def make() -> Connection:
+        channel: AsyncChannel | None = None
+        try:
+            with anyio.move_on_after(wait_timeout) as scope:
+                channel = await find_transport(address.scheme).connect(address, poll=poll)
+                await greet_async(channel, key_text)
+            if scope.cancelled_caught or channel is None:
+                raise WaitTimeoutError(
+                    f"{address} had no time for us within {wait_timeout:g} s", wait_timeout=wait_timeout
+                )
+            core = Connection(
+                channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
+            )
+            await initialize(core, session_constructor_args)
+        except BaseException:
+            if channel is not None:
+                channel.close()
+            raise
+        return core
+
+    return SessionContext(make)
+
+
+async def initialize(core: Connection, constructor: Sequence[Any] | None) -> None:
+    """Begin the session on a line whose handshake is done."""
+    values = core.arguments(constructor_arguments(constructor))
+
+    def operation() -> operations.Operation[None]:
+        yield core.machine.init(values)
+
+    await core.run(operation())

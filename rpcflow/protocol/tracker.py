@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tracker's frames: ``i32`` size, then that many bytes of JSON. Before them each side sends a magic."""
+
+import enum
+import json
+import struct
+from typing import Any, Final
+
+from rpcflow.errors import ProtocolError
+
+from .handshake import TRACKER_MAGIC
+from .limits import DEFAULT_LIMITS, Limits
+
+_I32: Final = struct.Struct("<i")
+MAGIC_BYTES: Final = _I32.pack(TRACKER_MAGIC)
+
+
+class TrackerCode(enum.IntEnum):
+    """First element of a message to a tracker."""
+
+    PING = 1
+    STOP = 2
+    PUT = 3
+    REQUEST = 4
+    UPDATE_INFO = 5
+    SUMMARY = 6
+    GET_PENDING_MATCHKEYS = 7
+
+
+def encode_frame(message: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """One message as a frame. ASCII only, because stock peers count characters.
+
+    Raises:
+        ValueError: it is larger than a frame may be.
+    """
+    data = json.dumps(message).encode()
+    if len(data) > limits.tracker_frame_nbytes:
+        raise ValueError(
+            f"a tracker message of {len(data)} bytes; the limit is {limits.tracker_frame_nbytes}"
+        )
+    return _I32.pack(len(data)) + data
+
+
+class FrameReader:
+    """Messages out of a byte stream.
+
+    Args:
+        magic: whether the stream begins with the tracker's magic.
+        limits: bounds a frame.
+    """
+
+    def __init__(self, magic: bool = True, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._limits = limits
+        self._buffer = bytearray()
+        self._magic = magic
+        self.total = 0
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether the bytes so far end with a frame."""
+        return not self._buffer and not self._magic
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[Any]:
+        """Take bytes in, return the messages they complete.
+
+        Raises:
+            ProtocolError: wrong magic, a size out of bounds, or what is not JSON.
+        """
+        self._buffer += data
+        self.total += len(data)
+        messages: list[Any] = []
+        try:
+            while (message := self._next()) is not None:
+                messages.append(message[0])
+        except ProtocolError as error:
+            error.offset = error.details["offset"] = self.total
+            raise
+        return messages
+
+    def _next(self) -> tuple[Any] | None:
+        buffer = self._buffer
+        if len(buffer) < 4:
+            return None
+        (size,) = _I32.unpack_from(buffer)
+        if self._magic:
+            if size != TRACKER_MAGIC:
+                raise ProtocolError(
+                    f"the peer does not speak to trackers: it began with {bytes(buffer[:4])!r}"
+                )
+            self._magic = False
+            del buffer[:4]
+            return self._next()
+        if not 0 < size <= self._limits.tracker_frame_nbytes:
+            raise ProtocolError(
+                f"a tracker message of {size} bytes; the limit is {self._limits.tracker_frame_nbytes}"
+            )
+        if len(buffer) < 4 + size:
+            return None
+        body = bytes(buffer[4 : 4 + size])
+        del buffer[: 4 + size]
+        try:
+            return (json.loads(body),)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"a tracker message is not JSON: {error}") from None

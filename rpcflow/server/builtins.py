@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server's own functions, which a session sees before any registry: files, modules, timing."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+from rpcflow import registry
+from rpcflow.backends import BackendTable
+from rpcflow.errors import FunctionNotFoundError
+from rpcflow.protocol.values import Device, FilePayload, TypeIndex
+from rpcflow.session.handles import Kind
+from rpcflow.session.server import Given
+
+from .evaluator import Settings, evaluate
+from .folder import FileSink, SessionFolder
+from .linking import linked
+
+_UNLIMITED: Final = 2**63 - 1
+_LAST_LEVEL_CACHE_NBYTES: Final = 64 << 20
+
+
+@attrs.frozen(eq=False)
+class Builtin:
+    """A function that takes values as the session has them and returns what a session can send."""
+
+    name: str
+    call: Callable[..., Any]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+
+class Builtins:
+    """The functions of one session.
+
+    Args:
+        folder: where its files are.
+        backends: for the time evaluator, which waits for devices.
+        convert: makes of an argument what functions take.
+        keep_modules: paths that modules were loaded from stay valid, so nothing loaded is ever removed.
+    """
+
+    def __init__(
+        self, folder: SessionFolder, backends: BackendTable, convert: Callable[[Any], Any], files_by_handle: bool
+    ) -> None:
+        self.folder = folder
+        self._backends = backends
+        self._convert = convert
+        self._files_by_handle = files_by_handle
+        functions: dict[str, Callable[..., Any]] = {
+            "tvm.rpc.server.GetCRTMaxPacketSize": lambda: _UNLIMITED,
+            "tvm.rpc.server.upload": self.upload,
+            "tvm.rpc.server.download": self.download,
+            "tvm.rpc.server.remove": lambda name: folder.remove(str(name)),
+            "tvm.rpc.server.listdir": lambda name: "".join(f"{n}," for n in folder.listdir(str(name))),
+            "tvm.rpc.server.workpath": lambda name: os.path.join(folder.path, str(name)),
+            "tvm.rpc.server.load_module": self.load_module,
+            "tvm.rpc.server.download_linked_module": self.download_linked_module,
+            "tvm.rpc.server.ModuleGetFunction": self.module_get_function,
+            "tvm.rpc.server.ImportModule": lambda module, other: module.import_module(other),
+            "runtime.RPCTimeEvaluator": self.time_evaluator,
+            "cache_flush_cpu_non_first_arg": self.flush_caches,
+        }
+        self.table = {name: Builtin(name, call) for name, call in functions.items()}
+
+    def upload(self, name: str, data: Any) -> None:
+        """Put a file into the session's folder."""
+        if isinstance(data, FileSink):
+            if data.error is not None:
+                raise data.error
+            return
+        self.folder.write(str(name), data)
+
+    def upload_sink(self, values: list[Any]) -> FileSink | None:
+        """Where the long data of an upload go as they arrive; ``values`` stand before them."""
+        if len(values) != 1 or not isinstance(values[0], str):
+            return None  # upload itself will say what is wrong
+        return FileSink(self.folder.target(str(values[0])))
+
+    def download(self, name: str) -> Any:
+        """A file's contents."""
+        return self._contents(self.folder.read(str(name)))
+
+    def _contents(self, data: bytes | FilePayload) -> Any:
+        if isinstance(data, FilePayload) and not self._files_by_handle:
+            with os.fdopen(data.fd, "rb") as file:
+                return file.read()
+        return data
+
+    def load_module(self, name: str) -> Given:
+        """Load a compiled module; objects are linked first."""
+        ffi = registry.tvm_ffi()
+        if ffi is None:
+            raise RuntimeError("modules are loaded by apache-tvm-ffi: pip install 'rpcflow[server]' on the device")
+        module = ffi.load_module(linked(self.folder.existing(str(name))))
+        return Given(TypeIndex.MODULE, Kind.MODULE, module)
+
+    def download_linked_module(self, name: str) -> Any:
+        """A module as a shared library."""
+        path = linked(self.folder.existing(str(name)))
+        return self._contents(self.folder.read(path))
+
+    def module_get_function(self, module: Any, name: str, query_imports: bool = True) -> Given | None:
+        """A function of a module, or None."""
+        try:
+            function = module.get_function(str(name), bool(query_imports))
+        except AttributeError:
+            return None
+        return None if function is None else Given(TypeIndex.FUNCTION, Kind.FUNCTION, function)
+
+    def time_evaluator(
+        self,
+        module: Any,
+        name: str,
+        dev_type: int,
+        dev_id: int,
+        number: int,
+        repeat: int,
+        min_repeat_ms: int = 0,
+        limit_zero_time_iterations: int = 100,
+        cooldown_interval_ms: int = 0,
+        repeats_to_cooldown: int = 1,
+        cache_flush_bytes: int = 0,
+        f_preproc: str = "",
+    ) -> Given:
+        """A function that measures another; see :mod:`rpcflow.server.evaluator`."""
+        name = str(name)
+        settings = Settings(
+            number,
+            repeat,
+            min_repeat_ms,
+            limit_zero_time_iterations,
+            cooldown_interval_ms,
+            repeats_to_cooldown,
+            cache_flush_bytes,
+        )
+        device = Device(dev_type, dev_id)
+        backend = self._backends.get(device)
+        if module is None:
+            function = self._global(name)
+        else:
+            found = self.module_get_function(module, name)
+            if found is None:
+                raise FunctionNotFoundError(f"the module has no function {name!r}", function=name)
+            function = found.obj
+        preprocess = self._global(str(f_preproc)) if f_preproc else None
+
+        def measure(*args: Any) -> bytes:
+            return evaluate(
+                function,
+                [self._convert(arg) for arg in args],
+                settings,
+                preprocess,
+                lambda: backend.synchronize(dev_id, 0),
+            )
+
+        return Given(TypeIndex.FUNCTION, Kind.FUNCTION, Builtin(f"time_evaluator({name})", measure))
+
+    def _global(self, name: str) -> Callable[..., Any]:
+        builtin = self.table.get(name)
+        function = builtin.call if builtin is not None else registry.find(name)
+        if function is None:
+            raise FunctionNotFoundError(f"the server has no function {name!r}", function=name)
+        return function  # type: ignore[no-any-return]
+
+    def flush_caches(self, *args: Any) -> None:
+        """Push the arguments behind the first out of the processor's caches.
+
+        There is no instruction for that in Python: a walk through more memory than the caches hold pushes everything
+        out, and the first argument is read back in.
+        """
+        np.zeros(_LAST_LEVEL_CACHE_NBYTES // 8, np.int64).sum()
+        if args and hasattr(args[0], "__dlpack__"):
+            try:
+                first = np.from_dlpack(args[0])
+            except (BufferError, RuntimeError, TypeError, ValueError):
+                return  # not host memory, or no dtype of NumPy's: nothing of it is in our caches
+            first.reshape(-1).view(np.uint8).max(initial=0)

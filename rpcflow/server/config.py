@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a launcher and its workers are told."""
+
+import attrs
+
+
+@attrs.frozen
+class WorkerConfig:
+    """Everything but the session itself.
+
+    Args:
+        key: what the server answers with.
+        sys_path: the module search path of the process that made the server.
+        imports: modules to import, which register functions.
+        libraries: shared libraries to load for all to see, as absolute paths.
+        callback: a callable pickled by cloudpickle, called once after the imports; None for none.
+        allowed: folders that paths may lie in besides the session's own.
+        packet_timeout: seconds a client may stop in the middle of a packet.
+        no_fork: spawn workers instead of forking them.
+        poll: False turns adaptive polling off.
+        init_in_worker: imports and callback run in each worker, because they leave threads or devices behind.
+    """
+
+    key: str = ""
+    sys_path: list[str] = attrs.Factory(list)
+    imports: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
+    callback: bytes | None = None
+    allowed: tuple[str, ...] = ()
+    packet_timeout: float = 60.0
+    no_fork: bool = False
+    poll: bool | None = None
+    init_in_worker: bool = False

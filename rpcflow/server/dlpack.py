@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any stretch of memory as a DLPack tensor, of any dtype DLPack knows (NumPy has no names for many of them).
+
+The layout is that of DLPack's ``dlpack.h``, version 0: DLManagedTensor in a capsule named "dltensor".
+"""
+
+import ctypes
+from typing import Any, Final
+
+from rpcflow.protocol.dtype import DataType
+from rpcflow.protocol.values import Device
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+class _DLManagedTensor(ctypes.Structure):
+    pass
+
+
+_Deleter: Final = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManagedTensor))
+_DLManagedTensor._fields_ = (
+    ("tensor", _DLTensor),
+    ("context", ctypes.c_void_p),
+    ("deleter", _Deleter),
+)
+
+# What C code holds on to must live until it calls the deleter: the structures, and the memory's owner.
+_held: Final[dict[int, tuple[Any, ...]]] = {}
+
+
+@_Deleter
+def _release(managed: Any) -> None:
+    _held.pop(ctypes.addressof(managed.contents), None)
+
+
+_new_capsule: Final = ctypes.pythonapi.PyCapsule_New
+_new_capsule.restype = ctypes.py_object
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class DLPackExporter:
+    """An object of the DLPack protocol over ``shape`` elements at ``address``; ``owner`` lives as long as they do."""
+
+    def __init__(
+        self, device: Device, address: int, dtype: DataType, shape: tuple[int, ...], owner: Any
+    ) -> None:
+        self._device = device
+        self._address = address
+        self._dtype = dtype
+        self._shape = shape
+        self._owner = owner
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device.dev_type, self._device.dev_id
+
+    def __dlpack__(self, **_: Any) -> Any:
+        ndim = len(self._shape)
+        shape = (ctypes.c_int64 * max(ndim, 1))(*self._shape)
+        strides = (ctypes.c_int64 * max(ndim, 1))()
+        step = 1
+        for i in range(ndim - 1, -1, -1):
+            strides[i] = step
+            step *= max(self._shape[i], 1)
+        managed = _DLManagedTensor()
+        tensor = managed.tensor
+        tensor.data = self._address
+        tensor.device_type, tensor.device_id = self._device
+        tensor.ndim = ndim
+        tensor.code, tensor.bits, tensor.lanes = self._dtype.code, self._dtype.bits, self._dtype.lanes
+        tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
+        tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
+        managed.deleter = _release
+        address = ctypes.addressof(managed)
+        _held[address] = (managed, shape, strides, self._owner)
+        return _new_capsule(address, b"dltensor", None)

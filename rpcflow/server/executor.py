@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries out what a server machine asks for. The same in a worker and in a LocalSession."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rpcflow import registry
+from rpcflow.backends import BackendError, BackendTable
+from rpcflow.devices import Attribute, device_name
+from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
+from rpcflow.protocol.packets import Code
+from rpcflow.protocol.sinks import DiscardSink, Sink
+from rpcflow.protocol.values import FilePayload, Pointer, Value
+from rpcflow.session import server as session
+from rpcflow.session.server import ServerMachine
+
+from .builtins import Builtin, Builtins
+from .folder import SessionFolder
+from .values import make_bridge
+
+Forwarder = Callable[[str, list[Value]], None]
+"""Begins a session elsewhere; the bytes behind it are the driver's business."""
+
+
+class Executor:
+    """One session's devices, functions and files, joined to its machine.
+
+    Args:
+        folder: where its files are.
+        forward: begins a session elsewhere for constructors that do so (``rpc.Connect``); None where that cannot be.
+        files_by_handle: whether long files are sent straight from disk (FilePayload); their descriptors are in
+            ``opened`` until :meth:`sent`.
+        limits: how large things may be.
+    """
+
+    def __init__(
+        self,
+        folder: SessionFolder,
+        forward: Forwarder | None = None,
+        files_by_handle: bool = True,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
+        self._backends = BackendTable()
+        self._bridge = make_bridge(self._backends)
+        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle)
+        self._forward = forward
+        self._sink: Sink | None = None
+        self._opened: list[int] = []
+        self._argument = self._bridge.argument
+        self._result = self._bridge.result
+        self.machine = ServerMachine(self._bridge.tensor, limits)
+
+    def perform(self, action: session.Action) -> None:
+        """Do it and report it. Whatever user code raises goes to the client."""
+        try:
+            if type(action) is session.Call:
+                self._call(action)
+            else:
+                self._perform(action)
+        except Exception as error:  # the client is told, whatever it is
+            self.machine.reply_error(error)
+        except SystemExit as error:  # sys.exit() in user code ends its call, not the session
+            self.machine.reply_error(RuntimeError(f"the function called sys.exit({error.code!r})"))
+
+    def sent(self) -> None:
+        """All outgoing data have been sent: close the files they came from."""
+        while self._opened:
+            os.close(self._opened.pop())
+
+    def close(self) -> None:
+        """The session is over."""
+        self.machine.close()
+        self.sent()
+
+    def _call(self, action: session.Call) -> None:
+        function, args, _ = action
+        if type(function) is Builtin:
+            result = function.call(*args)
+        else:
+            convert = self._argument
+            result = self._result(function(*[convert(arg) for arg in args]))
+        if type(result) is FilePayload:
+            self._opened.append(result.fd)
+        self.machine.reply_call(result)
+
+    def _perform(self, action: session.Action) -> None:
+        machine = self.machine
+        if isinstance(action, session.Lookup):
+            builtin = self._builtins.table.get(action.name)
+            machine.found(builtin if builtin is not None else registry.find(action.name))
+        elif isinstance(action, session.CopyIn):
+            backend = self._backends.get(action.memory.device)
+            self._sink = backend.sink(action.memory, action.offset, action.nbytes)
+            machine.accept(self._sink)
+        elif isinstance(action, session.CopiedIn):
+            assert self._sink is not None
+            sink, self._sink = self._sink, None
+            self._backends.get(action.memory.device).received(action.memory, action.offset, action.nbytes, sink)
+            machine.reply_none()
+        elif isinstance(action, session.CopyOut):
+            backend = self._backends.get(action.memory.device)
+            machine.reply_data(action.nbytes, backend.read(action.memory, action.offset, action.nbytes))
+        elif isinstance(action, session.CopyAmong):
+            if action.source.device.dev_type != action.target.device.dev_type:
+                raise BackendError("a copy between devices of two kinds has to go through the host")
+            backend = self._backends.get(action.source.device)
+            backend.copy(
+                action.source,
+                action.source_offset,
+                action.target,
+                action.target_offset,
+                action.nbytes,
+                action.stream,
+            )
+            machine.reply_none()
+        elif isinstance(action, session.Alloc):
+            backend = self._backends.get(action.device)
+            machine.reply_memory(
+                backend.allocate(action.device, action.nbytes, action.alignment, action.dtype, action.scope)
+            )
+        elif isinstance(action, session.FreeData):
+            self._backends.get(action.memory.device).free(action.memory)
+            machine.reply_none()
+        elif isinstance(action, session.DeviceCall):
+            machine.reply_value(self._device_call(action))
+        elif isinstance(action, session.BulkArgument):
+            self._accept_bulk(action)
+        elif isinstance(action, session.Start):
+            self._start(action.args)
+        else:
+            assert isinstance(action, session.Closed)
+
+    def _accept_bulk(self, action: session.BulkArgument) -> None:
+        if action.function is not self._builtins.table["tvm.rpc.server.upload"]:
+            return
+        sink: Sink | None
+        try:
+            sink = self._builtins.upload_sink(action.values)
+        except (OSError, RuntimeError):
+            sink = DiscardSink()  # the call itself says what is wrong, once its packet is whole
+        if sink is not None:
+            self.machine.accept(sink)
+
+    def _start(self, args: Sequence[Value]) -> None:
+        if not args:
+            self.machine.started()
+            return
+        name, rest = args[0], list(args[1:])
+        if not isinstance(name, str):
+            raise ValueError("the first session constructor argument is a name")
+        if name == "rpc.LocalSession":
+            if rest:
+                raise ValueError("rpc.LocalSession takes no arguments")
+            self.machine.started()
+        elif name == "rpc.Connect" and self._forward is not None:
+            self._forward(str(name), rest)
+            self.machine.forwarded()
+        else:
+            function = registry.find(str(name))
+            if function is None:
+                raise ValueError(f"the server has no session constructor {str(name)!r}")
+            made = self._result(function(*[self._argument(arg) for arg in rest]))
+            raise TypeError(f"{str(name)!r} is not a session constructor: it returned a {type(made).__name__}")
+
+    def _device_call(self, action: session.DeviceCall) -> Value:
+        code, device = action.code, action.device
+        backend = self._backends.find(device.dev_type)
+        if backend is None:
+            if code == Code.DEV_GET_ATTR and action.args[0] == Attribute.exist:
+                return 0
+            raise BackendError(
+                f"this server has no backend for {device_name(device.dev_type)} devices",
+                device=f"{device_name(device.dev_type)}({device.dev_id})",
+            )
+        dev_id = device.dev_id
+        if code == Code.DEV_GET_ATTR:
+            return backend.attribute(dev_id, action.args[0])
+        if code == Code.DEV_CREATE_STREAM:
+            return Pointer(backend.create_stream(dev_id))
+        if code == Code.DEV_GET_CURRENT_STREAM:
+            return Pointer(backend.current_stream(dev_id))
+        if code == Code.DEV_SET_DEVICE:
+            backend.set_device(dev_id)
+        elif code == Code.DEV_STREAM_SYNC:
+            backend.synchronize(dev_id, int(action.args[0]))
+        elif code == Code.DEV_FREE_STREAM:
+            backend.free_stream(dev_id, int(action.args[0]))
+        else:
+            assert code == Code.DEV_SET_STREAM
+            backend.set_stream(dev_id, int(action.args[0]))
+        return None

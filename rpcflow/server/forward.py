@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session that runs on another server: this one moves bytes.
+
+Handles, errors and limits are the last server's, so there is nothing to do here but to know where its packets end:
+words of this server (a timeout) may only go between two of them.
+"""
+
+import select
+import socket
+from collections.abc import Callable
+from typing import Any, Final
+
+from rpcflow.errors import ConnectionLostError, RPCError
+from rpcflow.protocol.handshake import KeyText, Side
+from rpcflow.protocol.values import U64, Value
+from rpcflow.session.client import ClientMachine
+from rpcflow.transports.greeting import greet
+from rpcflow.transports import Url, find_transport
+from rpcflow.transports.sockets import BlockingSocketChannel
+
+_CHUNK: Final = 1 << 18
+
+
+class Forwarding:
+    """A session opened on the next server.
+
+    Args:
+        args: of ``rpc.Connect``: host or URL, port, key, whether to log, then the next hop's own constructor.
+
+    Raises:
+        RPCError: it cannot be reached, or refuses.
+    """
+
+    def __init__(self, args: list[Value]) -> None:
+        url, key = _connect_arguments(args)
+        transport = find_transport(url.scheme)
+        channel = transport.connect_blocking(url)
+        assert isinstance(channel, BlockingSocketChannel)
+        try:
+            greet(channel, KeyText(Side.CLIENT, key))
+            machine = ClientMachine()
+            request = machine.init(list(args[4:]))
+            channel.send(machine.take_outgoing())
+            while machine.pending:
+                count = channel.receive_into(machine.reader.get_buffer())
+                if not count:
+                    raise ConnectionLostError(f"{url} ended the session")
+                machine.reader.received(count)
+                machine.process()
+            request.result()
+        except BaseException:
+            channel.close()
+            raise
+        self.structured = machine.structured
+        self._socket = channel.socket
+
+    def close(self) -> None:
+        """Close the line to the next server."""
+        self._socket.close()
+
+    def run(self, client: socket.socket, unread: bytes, set_sending: Callable[[bool], None]) -> None:
+        """Move bytes until either end closes. ``unread``: what has been taken off the client's line already."""
+        ends = _PacketEnds()
+        towards = _Flow(client, self._socket, unread)
+        back = _Flow(self._socket, client, b"")
+        client.setblocking(False)
+        self._socket.setblocking(False)
+        poller = select.poll()
+        while True:
+            for sock, incoming, outgoing in ((client, towards, back), (self._socket, back, towards)):
+                events = (0 if incoming.pending else select.POLLIN) | (select.POLLOUT if outgoing.pending else 0)
+                poller.register(sock, events)
+            ready = dict(poller.poll())
+            if towards.pending or ready.get(client.fileno(), 0) & ~select.POLLOUT:
+                if not towards.move():
+                    return
+            if back.pending or ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
+                data = back.pending or back.receive()
+                if data is None:
+                    return
+                if not back.pending:
+                    continue
+                before = len(back.pending)
+                set_sending(True)
+                back.send()
+                ends.passed(data[: before - len(back.pending)])
+                if ends.between:
+                    set_sending(False)
+
+
+class _Flow:
+    """One direction, with at most one chunk under way."""
+
+    def __init__(self, source: socket.socket, target: socket.socket, pending: bytes) -> None:
+        self._source = source
+        self._target = target
+        self.pending = memoryview(pending)
+
+    def receive(self) -> memoryview | None:
+        """Take a chunk; None at the end of the stream."""
+        try:
+            data = self._source.recv(_CHUNK)
+        except BlockingIOError:
+            return self.pending
+        except OSError:
+            return None
+        self.pending = memoryview(data)
+        return self.pending if data else None
+
+    def send(self) -> None:
+        """Pass on as much as is taken."""
+        try:
+            self.pending = self.pending[self._target.send(self.pending) :]
+        except BlockingIOError:
+            pass  # poll says when
+
+    def move(self) -> bool:
+        """Receive and pass on; False at the end."""
+        try:
+            if not self.pending and self.receive() is None:
+                return False
+            if self.pending:
+                self.send()
+        except OSError:
+            return False
+        return True
+
+
+class _PacketEnds:
+    """Follows the lengths in a stream of packets."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._left = 0
+
+    @property
+    def between(self) -> bool:
+        """Whether what has passed ends with a packet."""
+        return not self._left and not self._head
+
+    def passed(self, data: Any) -> None:
+        """So much more of the stream has passed."""
+        while len(data):
+            if self._left:
+                step = min(self._left, len(data))
+                self._left -= step
+            else:
+                step = min(8 - len(self._head), len(data))
+                self._head += data[:step]
+                if len(self._head) == 8:
+                    (self._left,) = U64.unpack(self._head)
+                    self._head.clear()
+            data = data[step:]
+
+
+def _connect_arguments(args: list[Value]) -> tuple[Url, str]:
+    if len(args) < 3 or not isinstance(args[0], str) or type(args[1]) is not int or not isinstance(args[2], str):
+        raise RPCError("rpc.Connect takes a host, a port, a key, and whether to log")
+    url = Url.parse(str(args[0]), args[1])
+    return url, str(args[2])

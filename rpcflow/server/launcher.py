@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher: a process of one thread, warm with all imports, that forks a worker for each session.
+
+It is told what to do over a socket of whole messages, each a JSON object:
+
+======================================================  =====================================================
+``{"start": id}`` and four descriptors                  begin a session: client's socket, where to say that it is
+                                                        ready, where its errors go, its status page
+``{"kill": id}``                                        end it
+``{"ready": pid}`` / ``{"failed": text}``               (to the supervisor) imports are done / have failed
+``{"ended": id, "status": wait status}``                (to the supervisor) a worker and all it started are gone
+======================================================  =====================================================
+
+End of stream means that the supervisor is gone: everything is killed and removed.
+"""
+
+import array
+import gc
+import json
+import os
+import pickle
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final
+
+import attrs
+
+from .config import WorkerConfig
+from .processes import adopt_orphans, children, die_with_parent, open_devices, threads
+from .status import StatusPage
+from .worker import enter, prepare, serve
+
+_MESSAGE_NBYTES: Final = 4096
+_FDS: Final = 4
+_SCRATCH_PREFIX: Final = "rpcflow-"
+
+
+@attrs.define
+class _Session:
+    """A worker that runs."""
+
+    number: int
+    pid: int
+    folder: str
+
+
+class Launcher:
+    """The loop, its workers and their folders.
+
+    Args:
+        control: the supervisor's end of things.
+        config: what workers are told.
+        config_fd: the file it came from, for workers that are spawned.
+    """
+
+    def __init__(self, control: socket.socket, config: WorkerConfig, config_fd: int) -> None:
+        self._control = control
+        self._config = config
+        self._config_fd = config_fd
+        self._by_pid: dict[int, _Session] = {}
+        self._scratch = tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)
+        self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._old_handlers: dict[int, Any] = {}
+
+    def run(self) -> None:
+        """Serve until the supervisor is gone."""
+        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        try:
+            self._tell({"ready": os.getpid()})
+            poller = select.poll()
+            poller.register(self._control, select.POLLIN)
+            poller.register(self._wakeup, select.POLLIN)
+            while True:
+                for fd, _ in poller.poll():
+                    if fd == self._wakeup:
+                        os.read(self._wakeup, 4096)
+                        self._reap()
+                    elif not self._command():
+                        return
+        except ConnectionError:
+            return
+        finally:
+            self._end_all()
+
+    def _command(self) -> bool:
+        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(_FDS * 4))
+        if not data:
+            return False
+        fds = array.array("i")
+        for _, _, payload in ancillary:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        message = json.loads(data)
+        if "start" in message:
+            self._start(message["start"], list(fds))
+        else:
+            for session in self._by_pid.values():
+                if session.number == message["kill"]:
+                    os.kill(session.pid, signal.SIGKILL)
+        return True
+
+    def _start(self, number: int, fds: list[int]) -> None:
+        folder = tempfile.mkdtemp(prefix="session-", dir=self._scratch)
+        try:
+            start = self._spawn if self._config.no_fork else self._fork
+            pid = start(folder, fds)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.write(fds[2], f"a worker cannot be started: {error}\n".encode())
+            self._tell({"ended": number, "status": 1 << 8})
+        else:
+            self._by_pid[pid] = _Session(number, pid, folder)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _fork(self, folder: str, fds: list[int]) -> int:
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        status = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            for fd in (self._control.detach(), self._wakeup, self._wakeup_write, self._config_fd):
+                os.close(fd)
+            sock_fd, ready_fd, stderr_fd, page_fd = fds
+            enter(parent, folder, stderr_fd)
+            page = StatusPage(page_fd)
+            os.close(page_fd)
+            if self._config.init_in_worker:
+                prepare(self._config)
+            serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config)
+            status = 0
+        except BaseException:  # nothing may get back into the launcher's own code
+            traceback.print_exc()
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+
+    def _spawn(self, folder: str, fds: list[int]) -> int:
+        handed = [*fds, self._config_fd]
+        for fd in handed:
+            os.set_inheritable(fd, True)
+        try:
+            return os.posix_spawn(
+                sys.executable,
+                [
+                    sys.executable,
+                    *_interpreter_flags(),
+                    "-m",
+                    "rpcflow.server.worker",
+                    *map(str, handed),
+                    str(os.getpid()),
+                    folder,
+                ],
+                os.environ,
+                setsid=True,
+                setsigdef=[signal.SIGCHLD, signal.SIGINT],
+            )
+        finally:
+            for fd in handed:
+                os.set_inheritable(fd, False)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            session = self._by_pid.pop(pid, None)
+            if session is not None:
+                self._clear_up(session)
+                self._tell({"ended": session.number, "status": status})
+
+    def _clear_up(self, session: _Session) -> None:
+        """A worker is gone: so shall be all it started. Its descendants have become our children by now, and killing
+        one may bring us more."""
+        try:
+            os.killpg(session.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it was alone in its group
+        self._kill_strays()
+        shutil.rmtree(session.folder, ignore_errors=True)
+
+    def _kill_strays(self) -> None:
+        while True:
+            strays = [pid for pid in children() if pid not in self._by_pid]
+            if not strays:
+                return
+            for pid in strays:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _end_all(self) -> None:
+        for pid in self._by_pid:
+            os.kill(pid, signal.SIGKILL)
+        for pid in list(self._by_pid):
+            os.waitpid(pid, 0)
+        self._by_pid.clear()
+        self._kill_strays()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._control.send(json.dumps(message).encode())
+
+
+def _interpreter_flags() -> list[str]:
+    return ["-X", "dev"] if sys.flags.dev_mode else []
+
+
+def main(argv: Sequence[str]) -> int:
+    """``control_fd config_fd supervisor_pid [late]``. ``late``: imports are left to the workers."""
+    control_fd, config_fd, supervisor = (int(word) for word in argv[:3])
+    late = len(argv) > 3
+    for fd in (control_fd, config_fd):
+        os.set_inheritable(fd, False)
+    die_with_parent(supervisor)  # while imports run, which nobody can be asked to stop
+    control = socket.socket(fileno=control_fd)
+    os.lseek(config_fd, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(config_fd), "rb") as file:
+        config: WorkerConfig = pickle.load(file)  # written by our own supervisor
+    sys.path[:] = config.sys_path
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        if config.no_fork:
+            pass  # each worker does it for itself
+        elif late:
+            config = attrs.evolve(config, init_in_worker=True)
+            prepare(attrs.evolve(config, imports=(), callback=None))
+        else:
+            prepare(config)
+            if threads() > 1 or open_devices():
+                print(
+                    "rpcflow: what was imported left threads or a device behind, which a fork does not survive; "
+                    "imports and server_init_callback run in each session's process instead",
+                    file=sys.stderr,
+                )
+                for fd in (control_fd, config_fd):
+                    os.set_inheritable(fd, True)
+                flags = [sys.executable, *_interpreter_flags(), "-m", "rpcflow.server.launcher"]
+                os.execv(sys.executable, [*flags, *argv[:3], "late"])
+    except Exception:
+        text = traceback.format_exc()
+        control.send(json.dumps({"failed": text[-3000:]}).encode())
+        return 1
+    from . import forward  # noqa: F401  # warm for the workers
+
+    die_with_parent(supervisor, 0)
+    if os.getppid() != supervisor:
+        return 1
+    adopt_orphans()
+    gc.collect()
+    gc.freeze()
+    Launcher(control, config, config_fd).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux's means to let no process outlive the one it belongs to."""
+
+import ctypes
+import os
+import signal
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl") and libc.prctl(option, value, 0, 0, 0):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send us a signal when our parent ends; 0 for none. Ends at once if ``parent`` has gone."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if number and os.getppid() != parent:
+        os._exit(0)
+
+
+def adopt_orphans() -> None:
+    """Descendants whose parents end become our children."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def children() -> list[int]:
+    """Process ids of our children."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(word) for word in file.read().split()]
+    except FileNotFoundError:
+        return _children_by_scan()
+
+
+def _children_by_scan() -> list[int]:
+    own = os.getpid()
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+            if int(fields[1]) == own:
+                found.append(int(name))
+    return found
+
+
+def threads() -> int:
+    """How many threads this process has."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def open_devices() -> list[str]:
+    """Accelerators this process has open: contexts on them do not survive a fork."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:
+            continue  # the listing's own descriptor
+        if target.startswith(("/dev/nvidia", "/dev/kfd", "/dev/dri", "/dev/accel")):
+            found.append(target)
+    return found
+
+
+def describe_status(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = "unknown"
+        return f"was killed by signal {number} ({name})"
+    return f"exited with status {os.WEXITSTATUS(status)}"

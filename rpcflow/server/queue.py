@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has its turn, and who waits for it in which order."""
+
+from collections import deque
+
+import anyio
+
+
+class Waiter:
+    """A place in the queue."""
+
+    def __init__(self, queue: "TurnQueue") -> None:
+        self._queue = queue
+        self._event = anyio.Event()
+        self.served = False
+
+    async def wait(self) -> bool:
+        """Wait for the turn; False if it was left meanwhile."""
+        await self._event.wait()
+        return self.served
+
+    def leave(self) -> None:
+        """Give the place up; does nothing once it has its turn."""
+        if not self.served:
+            self._queue._drop(self)
+            self._event.set()
+
+    def done(self) -> None:
+        """The turn is over."""
+        self._queue._release()
+
+    def _serve(self) -> None:
+        self.served = True
+        self._event.set()
+
+
+class TurnQueue:
+    """First come, first served.
+
+    Args:
+        turns: how many may have theirs at the same time.
+        limit: how many may wait.
+    """
+
+    def __init__(self, turns: int, limit: int = 128) -> None:
+        self._free = turns
+        self._limit = limit
+        self._waiters: deque[Waiter] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiters)
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody more may wait."""
+        return not self._free and len(self._waiters) >= self._limit
+
+    def join(self) -> Waiter:
+        """Take the next place."""
+        waiter = Waiter(self)
+        self._waiters.append(waiter)
+        self._advance()
+        return waiter
+
+    def _advance(self) -> None:
+        while self._free and self._waiters:
+            self._free -= 1
+            self._waiters.popleft()._serve()
+
+    def _drop(self, waiter: Waiter) -> None:
+        if waiter in self._waiters:
+            self._waiters.remove(waiter)
+
+    def _release(self) -> None:
+        self._free += 1
+        self._advance()

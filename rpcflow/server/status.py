@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One page of memory that a worker and its supervisor share: what the worker is doing, readable after its death."""
+
+import mmap
+import os
+from typing import Final
+
+_SENDING: Final = 0
+_STRUCTURED: Final = 1
+_CALLING: Final = 2
+_LABEL_SIZE: Final = 3
+_LABEL: Final = 4
+_LABEL_NBYTES: Final = 200
+_NBYTES: Final = mmap.PAGESIZE
+
+
+class StatusPage:
+    """The page, by the descriptor of an unnamed file that both ends have."""
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, _NBYTES)
+        self._label: str | None = None
+
+    @staticmethod
+    def create() -> int:
+        """The descriptor of a new page."""
+        fd = os.memfd_create("rpcflow-session", os.MFD_CLOEXEC)
+        os.truncate(fd, _NBYTES)
+        return fd
+
+    def close(self) -> None:
+        """Unmap it."""
+        self._page.close()
+
+    def begin_call(self, label: str) -> None:
+        """A call is in progress."""
+        page = self._page
+        if label is not self._label:
+            self._label = label
+            data = label.encode()[:_LABEL_NBYTES]
+            page[_LABEL_SIZE] = len(data)
+            page[_LABEL : _LABEL + len(data)] = data
+        page[_CALLING] = 1
+
+    def end_call(self) -> None:
+        """It has ended."""
+        self._page[_CALLING] = 0
+
+    def set_sending(self, sending: bool) -> None:
+        """Whether part of a packet may be on the line without the rest."""
+        self._page[_SENDING] = sending
+
+    def set_structured(self) -> None:
+        """The client reads structured errors."""
+        self._page[_STRUCTURED] = 1
+
+    @property
+    def sending(self) -> bool:
+        """Whether the worker is in the middle of a packet."""
+        return self._page[_SENDING] != 0
+
+    @property
+    def structured(self) -> bool:
+        """Whether the client reads structured errors."""
+        return self._page[_STRUCTURED] != 0
+
+    @property
+    def call(self) -> str | None:
+        """The call in progress."""
+        if not self._page[_CALLING]:
+            return None
+        size = self._page[_LABEL_SIZE]
+        return self._page[_LABEL : _LABEL + size].decode(errors="replace")

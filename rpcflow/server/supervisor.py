@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server as its program sees it: listens, hands out turns, and takes everything with it when it ends."""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final
+
+import anyio
+import anyio.abc
+
+from rpcflow.protocol.handshake import check_key
+from rpcflow.transports import Url
+from rpcflow.transports import tcp as tcp_transport
+from rpcflow.transports import unix as unix_transport
+from rpcflow.transports.sockets import tune
+
+from .config import WorkerConfig
+from .launching import LauncherProcess
+from .queue import TurnQueue
+from .session import HANDSHAKE_SECONDS, Connection
+from .watch import GoneWatcher
+
+_MAX_CONNECTIONS: Final = 1024
+_PACKET_SECONDS: Final = 60.0
+_log: Final = logging.getLogger("rpcflow.server")
+
+
+class Server:
+    """An RPC server that lives as long as its ``async with`` block.
+
+    Each session has a process of its own, forked from a warm template (spawned with ``no_fork``), with its own folder.
+    Whatever a session started is gone when it ends; whatever the server started is gone when the block does, within
+    two seconds, also when cancelled.
+
+    Args:
+        host: address or name to listen on; ``unix:/path`` for a Unix socket.
+        port, port_end: the first free port of ``[port, port_end)`` is taken; port 0 lets the system choose.
+        key: what clients must ask for; no white space.
+        load_library: shared libraries to load before modules, separated by colons, found from the current folder.
+        silent: log only what goes wrong.
+        no_fork: spawn a fresh interpreter for each session.
+        server_init_callback: called once before sessions are forked (closures may be given); in each session's
+            process if it leaves threads or a device context behind.
+        reuse_addr: listen on a port that a server has just left.
+        timeout: seconds a client may stop in the middle of the handshake (default 5) or of a packet (default 60).
+        max_sessions: how many sessions may run at a time; up to 128 more clients wait.
+        imports: modules to import, which register functions.
+        allow_path: folders that the sessions' paths may lie in besides their own.
+        insecure: listen where others than this machine can reach it, unencrypted.
+        peer_timeout: seconds after which a client that has vanished without a word is given up.
+        poll: None polls adaptively before a worker sleeps; False never does.
+
+    Raises:
+        ValueError: an option that cannot be.
+        OSError: no port is free, or the address is not ours (on entering the block).
+        LaunchError: an import or the callback failed (on entering the block).
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 9091,
+        port_end: int = 9199,
+        is_proxy: bool = False,
+        tracker_addr: Any = None,
+        key: str = "",
+        load_library: str | None = None,
+        custom_addr: str | None = None,
+        silent: bool = False,
+        no_fork: bool = False,
+        server_init_callback: Callable[[], Any] | None = None,
+        reuse_addr: bool = True,
+        timeout: float | None = None,
+        *,
+        max_sessions: int = 1,
+        imports: Sequence[str] = (),
+        allow_path: Sequence[str] = (),
+        insecure: bool = False,
+        peer_timeout: float = 30.0,
+        poll: bool | None = None,
+    ) -> None:
+        if is_proxy or tracker_addr is not None or custom_addr is not None:
+            raise NotImplementedError("trackers and proxies are not part of this version")
+        check_key(key)
+        if max_sessions < 1:
+            raise ValueError(f"max_sessions={max_sessions} must be 1 or more")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout={timeout} must be more than 0 seconds")
+        self._unix = host.removeprefix("unix:").removeprefix("//") if host.startswith("unix:") else None
+        if self._unix is None and not insecure and not tcp_transport.is_loopback(host):
+            raise ValueError(
+                f"{host!r} can be reached from other machines and the line is not encrypted: "
+                "listen on 127.0.0.1 or unix:/path, or say insecure=True (--insecure)"
+            )
+        self.host = host
+        self.port = port
+        self._port_end = port_end
+        self._key = key
+        self._silent = silent
+        self._reuse_addr = reuse_addr
+        self._handshake_timeout = timeout if timeout is not None else HANDSHAKE_SECONDS
+        self._peer_timeout = peer_timeout
+        self._config = WorkerConfig(
+            key=key,
+            sys_path=[os.getcwd() if not path else path for path in sys.path],
+            imports=tuple(imports),
+            libraries=tuple(_libraries(load_library)),
+            callback=_pickled(server_init_callback),
+            allowed=tuple(os.path.abspath(path) for path in allow_path),
+            packet_timeout=timeout if timeout is not None else _PACKET_SECONDS,
+            no_fork=no_fork,
+            poll=poll,
+        )
+        self._queue = TurnQueue(max_sessions)
+        self._numbers = 0
+        self._connections = 0
+        self._stack: AsyncExitStack | None = None
+
+    def __repr__(self) -> str:
+        doing = "not started"
+        if self._stack is not None:
+            doing = f"{self._connections} connections, {self._queue.waiting} waiting"
+        return f"<rpcflow.Server {self.url}: {doing}>"
+
+    @property
+    def url(self) -> Url:
+        """Where clients find it."""
+        if self._unix is not None:
+            return Url("unix", path=os.path.abspath(self._unix))
+        return Url("tcp", self.host, self.port)
+
+    async def __aenter__(self) -> "Server":
+        if self._stack is not None:
+            raise RuntimeError("a server runs once: make a new one")
+        async with AsyncExitStack() as stack:
+            self._listeners = self._listen(stack)
+            self._watcher = GoneWatcher()
+            stack.callback(self._watcher.close)
+            self._launcher = await LauncherProcess.start(self._config)
+            stack.push_async_callback(self._close_launcher)
+            self._tasks = anyio.create_task_group()
+            await self._tasks.__aenter__()
+            self._launcher_lock = anyio.Lock()
+            for task in (self._launcher.run, self._watcher.run):
+                self._tasks.start_soon(task)
+            for listener in self._listeners:
+                self._tasks.start_soon(self._accept, listener)
+            self._stack = stack.pop_all()
+        _log.log(logging.DEBUG if self._silent else logging.INFO, "serving at %s", self.url)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._stack is not None
+        try:
+            # The tasks handle their own errors; what leaves is the body's, as it came.
+            self._tasks.cancel_scope.cancel()
+            await self._tasks.__aexit__(None, None, None)
+        finally:
+            await self._stack.aclose()
+
+    # ---- listening
+
+    def _listen(self, stack: AsyncExitStack) -> list[socket.socket]:
+        if self._unix is not None:
+            path = os.path.abspath(self._unix)
+            listener = unix_transport.listen(path)
+            stack.callback(_unlink, path)
+            sockets = [listener]
+        else:
+            sockets = tcp_transport.listen(self.host, self.port, self._port_end, reuse_addr=self._reuse_addr)
+            self.port = sockets[0].getsockname()[1]
+        for sock in sockets:
+            stack.callback(sock.close)
+        return sockets
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, address = listener.accept()
+            except BlockingIOError:
+                await anyio.wait_readable(listener)
+                continue
+            except ConnectionError:
+                continue  # gone before it was accepted
+            except OSError as error:
+                _log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
+                await anyio.sleep(0.1)
+                continue
+            if self._connections >= _MAX_CONNECTIONS:
+                sock.close()
+                continue
+            try:
+                sock.setblocking(False)
+                tune(sock, self._peer_timeout)
+            except OSError:
+                sock.close()
+                continue
+            peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local client"
+            self._connections += 1
+            self._tasks.start_soon(self._serve, sock, peer)
+
+    async def _serve(self, sock: socket.socket, peer: str) -> None:
+        try:
+            await Connection(self, sock, peer).run()
+        except Exception:  # one connection's fault must not end the others: the log has it
+            _log.exception("serving %s failed", peer)
+        finally:
+            self._connections -= 1
+
+    # ---- for sessions
+
+    def _next_number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    async def _get_launcher(self) -> LauncherProcess:
+        """The launcher, or a new one if it has died."""
+        async with self._launcher_lock:
+            if not self._launcher.alive:
+                _log.error("the launcher has died and is started again")
+                await self._launcher.aclose()
+                self._launcher = await LauncherProcess.start(self._config)
+                self._tasks.start_soon(self._launcher.run)
+            return self._launcher
+
+    def _kill(self, number: int) -> None:
+        self._launcher.kill(number)
+
+    async def _close_launcher(self) -> None:
+        await self._launcher.aclose()
+
+
+def _libraries(names: str | None) -> list[str]:
+    if not names:
+        return []
+    paths = []
+    for name in names.split(":"):
+        path = os.path.abspath(name)
+        if not os.path.isfile(path):
+            raise ValueError(f"load_library: there is no file {name!r} in {os.getcwd()}")
+        paths.append(path)
+    return paths
+
+
+def _pickled(callback: Callable[[], Any] | None) -> bytes | None:
+    if callback is None:
+        return None
+    import cloudpickle
+
+    data: bytes = cloudpickle.dumps(callback)
+    return data
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody has removed it before us

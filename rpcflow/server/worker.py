@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session's process: speaks to the client, runs what it asks for, ends with it."""
+
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from rpcflow.errors import ConnectionLostError, ProtocolError
+from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
+from rpcflow.session import server as session
+from rpcflow.session.server import State
+from rpcflow.transports.sockets import BlockingSocketChannel
+
+from .config import WorkerConfig
+from .executor import Executor
+from .folder import SessionFolder
+from .processes import adopt_orphans, die_with_parent
+from .status import StatusPage
+
+PROTOCOL_FAULT: Final = 0
+"""Exit status after a client that does not keep to the protocol was told so: not a crash."""
+
+
+def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, config: WorkerConfig) -> None:
+    """Serve one session from the answer to its key to its end."""
+    from .forward import Forwarding
+
+    sock.setblocking(True)  # the supervisor, who has it too, no longer reads from it
+    forwarding: list[Forwarding] = []
+    channel = BlockingSocketChannel(sock, config.poll)
+    executor = Executor(
+        SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args))
+    )
+    machine = executor.machine
+    channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
+    os.write(ready_fd, b"R")
+    os.close(ready_fd)
+    try:
+        _serve(channel, executor, page, config.packet_timeout)
+        if machine.state is State.FORWARDING:
+            if forwarding[0].structured:
+                page.set_structured()
+            try:
+                forwarding[0].run(sock, machine.reader.unread(), page.set_sending)
+            finally:
+                forwarding[0].close()
+    except ConnectionLostError:
+        pass  # the client has gone, which ends the session as well as its good-bye does
+    finally:
+        executor.close()
+
+
+def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage, packet_timeout: float) -> None:
+    machine = executor.machine
+    reader = machine.reader
+    structured = False
+    while True:
+        try:
+            action = machine.next_action()
+            if action is not None:
+                if type(action) is session.Call:
+                    page.begin_call(action.label)
+                    executor.perform(action)
+                    page.end_call()
+                else:
+                    executor.perform(action)
+        except ProtocolError as error:
+            machine.fault(error)
+            action = None
+        outgoing = machine.take_outgoing()
+        if outgoing:
+            if machine.structured and not structured:
+                structured = True
+                page.set_structured()
+            page.set_sending(True)
+            channel.send(outgoing)
+            page.set_sending(False)
+            executor.sent()
+        if machine.state in (State.CLOSED, State.FORWARDING):
+            return
+        if action is not None:
+            continue
+        deadline = None if reader.between_packets else time.monotonic() + packet_timeout
+        try:
+            count = channel.receive_into(reader.get_buffer(), deadline)
+        except TimeoutError:
+            machine.fault(
+                ProtocolError(f"the client stopped in the middle of a packet for {packet_timeout:g} s")
+            )
+            channel.send(machine.take_outgoing())
+            return
+        if count == 0:
+            return
+        reader.received(count)
+
+
+def enter(parent: int, folder: str, stderr_fd: int) -> None:
+    """Make this process a worker: it ends with its launcher, keeps its descendants, and lives in its folder."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    die_with_parent(parent)
+    adopt_orphans()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(stderr_fd, 1)
+    os.dup2(stderr_fd, 2)
+    os.close(null)
+    os.close(stderr_fd)
+    os.chdir(folder)
+
+
+def prepare(config: WorkerConfig) -> None:
+    """Run what makes functions known: libraries, imports, the callback."""
+    import ctypes
+    import importlib
+
+    from rpcflow import registry
+
+    ffi = registry.tvm_ffi()
+    for path in config.libraries:
+        ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+    for name in config.imports:
+        importlib.import_module(name)
+    if config.callback is not None:
+        import cloudpickle
+
+        cloudpickle.loads(config.callback)()
+    if ffi is not None:
+        ffi.get_global_func("ffi.SystemLib", allow_missing=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """A worker that was spawned, not forked: descriptors and folder come as arguments."""
+    sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder = argv
+    enter(int(parent), folder, int(stderr_fd))
+    with os.fdopen(int(config_fd), "rb") as file:
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        config: WorkerConfig = pickle.load(file)  # written by our own supervisor
+    sys.path[:] = config.sys_path
+    prepare(config)
+    page = StatusPage(int(page_fd))
+    os.close(int(page_fd))
+    serve(socket.socket(fileno=int(sock_fd)), page, int(ready_fd), folder, config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

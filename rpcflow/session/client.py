@@ -1,0 +1,511 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client's end of a session: requests in, bytes out, answers in.
+
+How a driver uses it: make requests with the methods below, send what ``take_outgoing()`` holds, give what
+arrives to ``machine.reader`` and call ``process()``, until the request it waits for is ``done``. Requests may
+be made ahead of answers; answers come in order. Handles that the program has let go of are queued with
+``drop()``, from any thread and from finalizers, and travel with the next request.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from rpcflow.errors import ConnectionLostError, ProtocolError, RemoteError, RPCError
+from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
+from rpcflow.protocol.packets import (
+    Code,
+    CopyAck,
+    CopyFromRemote,
+    CopyToRemote,
+    ExceptionPacket,
+    InitServer,
+    Return,
+    Shutdown,
+    SysCall,
+    encode,
+    encode_call,
+    encode_free,
+    free_data,
+    get_global_func,
+)
+from rpcflow.protocol.reader import Bulk, Direction, PacketReader, PayloadEnd
+from rpcflow.protocol.sinks import DiscardSink, Sink
+from rpcflow.protocol.values import (
+    Device,
+    ObjectBytes,
+    ObjectText,
+    Part,
+    Pointer,
+    TensorView,
+    TypeIndex,
+    Value,
+)
+
+from .table import Automaton, IllegalEventError
+from .wire_errors import FEATURE, from_text
+
+VERSION: Final = "0.8.0"
+MAX_FREES: Final = 256
+"""Frees that travel ahead of one request. Their answers (24 bytes each) must fit into the socket buffers,
+because nobody reads while the request is being sent."""
+
+
+class State(enum.Enum):
+    """Where a session stands, seen from the client."""
+
+    NEW = "new"
+    OPENING = "opening"
+    OPEN = "open"
+    RECEIVING = "receiving"
+    CLOSED = "closed"
+
+
+class Event(enum.Enum):
+    """What can happen to it: requests of the program, and packets from the server."""
+
+    INIT = "InitServer"
+    REQUEST = "request"
+    ANSWER = "answer"
+    REFUSAL = "InitServer refused"
+    COPY_ACK = "CopyAck"
+    PAYLOAD_END = "payload end"
+    FAULT = "fault"
+    LOST = "connection lost"
+    CLOSE = "close"
+
+
+TABLE: Final[dict[tuple[State, Event], State]] = {
+    (State.NEW, Event.INIT): State.OPENING,
+    (State.OPENING, Event.REQUEST): State.OPENING,
+    (State.OPENING, Event.ANSWER): State.OPEN,
+    (State.OPENING, Event.REFUSAL): State.CLOSED,
+    (State.OPEN, Event.REQUEST): State.OPEN,
+    (State.OPEN, Event.ANSWER): State.OPEN,
+    (State.OPEN, Event.COPY_ACK): State.RECEIVING,
+    (State.RECEIVING, Event.REQUEST): State.RECEIVING,
+    (State.RECEIVING, Event.PAYLOAD_END): State.OPEN,
+    **{(state, event): State.CLOSED for state in State for event in (Event.FAULT, Event.LOST, Event.CLOSE)},
+}
+
+
+class RemoteHandle(NamedTuple):
+    """A result that stays at the server: a function, a module or another object. Whoever keeps it must
+    :meth:`ClientMachine.drop` its number exactly once."""
+
+    type_index: int
+    number: int
+
+
+class RemoteTensor(NamedTuple):
+    """A tensor result; ``number`` as above."""
+
+    view: TensorView
+    number: int
+
+
+class Request:
+    """One request and, once ``done``, its ``value`` or ``error``.
+
+    ``label`` says what it is, for messages. An abandoned request is answered all the same; what its answer
+    gives is given back at once.
+    """
+
+    __slots__ = ("abandoned", "done", "error", "give_back", "label", "read", "sink", "value")
+
+    def __init__(
+        self,
+        label: str,
+        read: "Callable[[list[Value]], Any] | None",
+        give_back: "Callable[[Any], None] | None" = None,
+    ) -> None:
+        self.label = label
+        self.read = read
+        self.give_back = give_back
+        self.sink: Sink | None = None
+        self.done = False
+        self.abandoned = False
+        self.value: Any = None
+        self.error: RPCError | None = None
+
+    def result(self) -> Any:
+        """The value, or the error raised.
+
+        Raises:
+            RPCError: the request failed.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+class ClientMachine:
+    """One session at the client.
+
+    Args:
+        limits: how large things may be.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.reader = PacketReader(Direction.TO_CLIENT, limits)
+        self.structured = False
+        self.lost: RPCError | None = None
+        self._automaton: Automaton[State, Event] = Automaton(TABLE, State.NEW)
+        self._outgoing: list[Part] = []
+        self._pending: deque[Request] = deque()
+        self._dropped: deque[bytes | tuple[Device, int]] = deque()
+
+    @property
+    def state(self) -> State:
+        """Where the session stands."""
+        return self._automaton.state
+
+    @property
+    def pending(self) -> int:
+        """Requests whose answers are still to come."""
+        return len(self._pending)
+
+    # ---- requests
+
+    def init(self, constructor: list[Value] | None = None) -> Request:
+        """Begin the session, and ask in the same flight whether the server is one of ours."""
+        parts = encode(InitServer(VERSION, constructor or []))
+        self._follow(Event.INIT)
+        self._outgoing += parts
+        request = Request("InitServer", _read_none)
+        self._pending.append(request)
+        self._pending.append(Request(FEATURE, self._read_feature))
+        self._outgoing += encode(get_global_func(FEATURE))
+        return request
+
+    def call(self, handle: int, args: list[Value], label: str = "") -> Request:
+        """Call a function; the value is plain, a RemoteHandle or a RemoteTensor."""
+        parts = encode_call(handle, args)
+        self._follow(Event.REQUEST)
+        if self._dropped:
+            self._send_frees()
+        self._outgoing += parts
+        request = Request(label, read_result, self._give_back_result)
+        self._pending.append(request)
+        return request
+
+    def lookup(self, name: str) -> Request:
+        """Find a global function; the value is its handle, 0 for none."""
+        return self._request(get_global_func(name), name, _read_pointer, self.drop)
+
+    def syscall(self, packet: SysCall) -> Request:
+        """Any system call; the value is the one in the answer."""
+        give_back = None
+        if packet.code == Code.DEV_CREATE_STREAM:
+            give_back = partial(self._drop_stream, packet.args[0])
+        return self._request(packet, packet.code.name, _read_one, give_back)
+
+    def alloc(self, packet: SysCall) -> Request:
+        """An allocation; the value is the number of the memory."""
+        first: Any = packet.args[0]
+        device = first.device if type(first) is TensorView else first
+        return self._request(packet, packet.code.name, _read_pointer, partial(self.drop_data, device))
+
+    def copy_to(self, view: TensorView, data: memoryview) -> Request:
+        """Copy ``data`` (bytes) to where ``view`` points; they are sent from where they lie."""
+        request = self._request(CopyToRemote(view, data.nbytes), "CopyToRemote", _read_none)
+        if data.nbytes:
+            self._outgoing.append(data)
+        return request
+
+    def copy_from(self, view: TensorView, nbytes: int, sink: Sink) -> Request:
+        """Copy ``nbytes`` from where ``view`` points into ``sink``."""
+        request = self._request(CopyFromRemote(view, nbytes), "CopyFromRemote", None)
+        request.sink = sink
+        return request
+
+    def shutdown(self) -> None:
+        """Say good-bye; nothing is answered."""
+        if self._automaton.state in (State.OPEN, State.OPENING):
+            self._outgoing += encode(Shutdown())
+
+    def drop(self, number: int) -> None:
+        """Give a handle back with the next request. Safe in finalizers and other threads."""
+        if self._automaton.state is not State.CLOSED and number:
+            self._dropped.append(encode_free(number))
+
+    def drop_data(self, device: Device, number: int) -> None:
+        """As :meth:`drop`, for memory that an allocation gave."""
+        if self._automaton.state is not State.CLOSED and number:
+            self._dropped.append((device, number))
+
+    @property
+    def dropped(self) -> int:
+        """Handles that wait to be given back."""
+        return len(self._dropped)
+
+    def give_back(self) -> Request | None:
+        """Send as many frees as travel at once, and no other request; the value of the last one's request.
+
+        For drivers: while more than :data:`MAX_FREES` wait, send and await these before the next request.
+        """
+        if not self._dropped:
+            return None
+        self._follow(Event.REQUEST)
+        return self._send_frees()
+
+    def take_outgoing(self) -> list[Part]:
+        """What is to be sent, in order; the caller has it from now on."""
+        parts = self._outgoing
+        self._outgoing = []
+        return parts
+
+    # ---- answers
+
+    def process(self) -> None:
+        """Work through what the reader holds.
+
+        Raises:
+            ProtocolError, ConnectionLostError: the session is over. All pending requests have failed with the
+                same error, or with the server's last words if it left any; those answered before are good.
+        """
+        reader = self.reader
+        while self._automaton.state is not State.CLOSED:
+            try:
+                event = reader.next_event()
+                if event is None:
+                    return
+                self._answer(event)
+            except IllegalEventError as error:
+                fault = ProtocolError(f"the server sent an answer that nobody waits for: {error}")
+                self._end(Event.FAULT, fault)
+                raise fault from None
+            except ProtocolError as error:
+                self._end(Event.FAULT, error)
+                raise
+
+    def _answer(self, event: Any) -> None:
+        kind = type(event)
+        pending = self._pending
+        if kind is Return:
+            if not pending or pending[0].read is None:
+                raise IllegalEventError(self._automaton.state, Event.ANSWER)
+            self._automaton.on(Event.ANSWER)
+            request = pending[0]
+            assert request.read is not None
+            try:
+                request.value = request.read(event.values)
+            except RemoteError as unusable:
+                request.error = unusable
+            pending.popleft()
+            request.done = True
+            if request.abandoned:
+                self._forget(request)
+        elif kind is ExceptionPacket:
+            error = from_text(event.message)
+            if not pending:
+                # Unasked words come before the line is closed: they answer whatever is asked next.
+                self.lost = error
+                return
+            request = pending.popleft()
+            request.error = error
+            request.done = True
+            if self._automaton.state is State.OPENING:
+                self._end(Event.REFUSAL, error)
+        elif kind is CopyAck:
+            sink = pending[0].sink if pending else None
+            if sink is None:
+                raise IllegalEventError(self._automaton.state, Event.COPY_ACK)
+            self._automaton.on(Event.COPY_ACK)
+            expected = pending[0].value
+            if expected is not None and event.nbytes != expected:
+                raise ProtocolError(f"the server sent {event.nbytes} bytes where {expected} were asked for")
+            self.reader.receive_payload(sink)
+        elif kind is PayloadEnd:
+            self._automaton.on(Event.PAYLOAD_END)
+            request = pending.popleft()
+            request.value = event.value
+            request.done = True
+        elif kind is Bulk:  # into memory that grows
+            if not pending or pending[0].read is None:
+                raise IllegalEventError(self._automaton.state, Event.ANSWER)
+        else:
+            assert kind is Shutdown
+            if pending:
+                self.connection_lost("the server ended the session")
+            # Nobody waits: whatever is asked next fails. What came before it in the same bytes stays good.
+            self._end(Event.LOST, ConnectionLostError("the server ended the session"))
+
+    def connection_lost(self, reason: str = "the connection was lost") -> None:
+        """The line is gone.
+
+        Raises:
+            RPCError: the server's last words if it left any, else ConnectionLostError.
+        """
+        error = self.lost or ConnectionLostError(reason)
+        self._end(Event.LOST, error)
+        raise error
+
+    def close(self, reason: str = "the session is closed") -> None:
+        """We are done; nothing more is asked or answered."""
+        self._end(Event.CLOSE, ConnectionLostError(reason))
+
+    def abandon(self, request: Request) -> None:
+        """Nobody waits for ``request`` any more: its answer is dropped, and the handles in it given back."""
+        request.abandoned = True
+        if request.done:
+            self._forget(request)
+        elif request.sink is not None:
+            # The memory is its owner's again: what is still to come of the data is thrown away.
+            request.sink = DiscardSink()
+            if self._automaton.state is State.RECEIVING and self._pending[0] is request:
+                self.reader.receive_payload(request.sink)
+
+    # ---- inside
+
+    def _follow(self, event: Event) -> None:
+        if self._automaton.state is State.CLOSED:
+            raise self.lost or ConnectionLostError("the session is closed")
+        if self.lost is not None:
+            error = self.lost
+            self._end(Event.LOST, error)
+            raise error
+        self._automaton.on(event)
+
+    def _request(
+        self,
+        packet: Any,
+        label: str,
+        read: Callable[[list[Value]], Any] | None,
+        give_back: Callable[[Any], None] | None = None,
+    ) -> Request:
+        parts = encode(packet)
+        self._follow(Event.REQUEST)
+        if self._dropped:
+            self._send_frees()
+        self._outgoing += parts
+        request = Request(label, read, give_back)
+        if read is None:
+            request.value = packet.nbytes
+        self._pending.append(request)
+        return request
+
+    def _send_frees(self) -> Request:
+        out = bytearray()
+        count = min(len(self._dropped), MAX_FREES)
+        request: Request
+        for _ in range(count):
+            dropped = self._dropped.popleft()
+            if isinstance(dropped, tuple):
+                for part in encode(free_data(*dropped)):
+                    assert not isinstance(part, tuple)
+                    out += part
+            else:
+                out += dropped
+            request = Request("free", _swallow)
+            self._pending.append(request)
+        self._outgoing.append(out)
+        return request
+
+    def _forget(self, request: Request) -> None:
+        value, request.value = request.value, None
+        if value is not None and request.give_back is not None:
+            request.give_back(value)
+
+    def _drop_stream(self, device: Any, stream: Any) -> None:
+        if self._automaton.state is not State.CLOSED and type(stream) is Pointer and stream:
+            for part in encode(SysCall(Code.DEV_FREE_STREAM, [device, stream])):
+                assert isinstance(part, bytes)
+                self._dropped.append(part)
+
+    def _give_back_result(self, value: Any) -> None:
+        if isinstance(value, RemoteHandle | RemoteTensor):
+            self.drop(value.number)
+
+    def _end(self, event: Event, error: RPCError) -> None:
+        self.lost = self.lost or error
+        if self._automaton.state is not State.CLOSED:
+            self._automaton.on(event)
+        self.reader.close()
+        self._outgoing.clear()
+        self._dropped.clear()
+        while self._pending:
+            request = self._pending.popleft()
+            request.error = self.lost
+            request.done = True
+
+    def _read_feature(self, values: list[Value]) -> None:
+        self.structured = bool(_read_pointer(values))
+
+
+def read_result(values: list[Value]) -> Any:
+    """The result of a call by the rules that stock clients read it by.
+
+    Raises:
+        ProtocolError: no result at all, or one that is not what its index says.
+        RemoteError: a result that the server gave no handle for.
+    """
+    if len(values) < 1:
+        raise ProtocolError("the answer to a call holds no values")
+    index = values[0]
+    if not isinstance(index, int):
+        raise ProtocolError("the answer to a call does not begin with a type index")
+    if index == TypeIndex.NONE:
+        return None
+    if len(values) < 2:
+        raise ProtocolError(f"the answer to a call has the type index {index} and no value")
+    value = values[1]
+    if index in (TypeIndex.TENSOR, TypeIndex.DLTENSOR):
+        if len(values) == 3 and type(value) is TensorView and type(values[2]) is Pointer:
+            return RemoteTensor(value, int(values[2]))
+        if len(values) == 2 and type(value) is TensorView:
+            # Stock servers answer so where a function returns a tensor that it was given.
+            text = "the function returned one of its tensor arguments, which the server has no handle for"
+            raise RemoteError(text, remote_message=text, remote_type=None, remote_traceback=None)
+        raise ProtocolError("the server returned a tensor without a handle to free it by")
+    if index in _TEXTS:
+        return _as_plain(value)
+    if index >= TypeIndex.OBJECT:
+        if type(value) is not Pointer:
+            raise ProtocolError(f"a result of type index {index} comes as a handle")
+        return RemoteHandle(int(index), int(value))
+    return _as_plain(value)
+
+
+_TEXTS: Final = frozenset({TypeIndex.SMALL_STR, TypeIndex.SMALL_BYTES, TypeIndex.STR, TypeIndex.BYTES})
+
+
+def _as_plain(value: Value) -> Any:
+    if type(value) is ObjectText:
+        return str(value)
+    return bytes(value) if type(value) is ObjectBytes else value
+
+
+def _read_none(values: list[Value]) -> None:
+    return None
+
+
+def _swallow(values: list[Value]) -> None:
+    return None
+
+
+def _read_one(values: list[Value]) -> Any:
+    if len(values) != 1:
+        raise ProtocolError(f"the answer to a system call holds {len(values)} values, not one")
+    return _as_plain(values[0])
+
+
+def _read_pointer(values: list[Value]) -> int:
+    if len(values) != 1 or type(values[0]) is not Pointer:
+        raise ProtocolError("the answer to a system call does not hold the handle it should")
+    return int(values[0])
+
+
+__all__ = [
+    "MAX_FREES",
+    "TABLE",
+    "ClientMachine",
+    "Code",
+    "Event",
+    "RemoteHandle",
+    "RemoteTensor",
+    "Request",
+    "State",
+]

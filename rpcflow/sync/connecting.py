@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``connect`` of the blocking API."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rpcflow.client.operations import Operation
+from rpcflow.client.options import checked_options, constructor_arguments
+from rpcflow.errors import WaitTimeoutError
+from rpcflow.session.client import ClientMachine
+from rpcflow.transports import BlockingChannel, find_transport
+from rpcflow.transports.greeting import greet
+
+from .connection import Connection
+from .session import RPCSession
+
+
+def connect(
+    url: str,
+    port: int | None = None,
+    key: str = "",
+    session_timeout: float = 0,
+    session_constructor_args: Sequence[Any] | None = None,
+    enable_logging: bool = False,
+    *,
+    wait_timeout: float | None = None,
+    call_timeout: float | None = None,
+    poll: bool | None = None,
+) -> RPCSession:
+    """A session with a server.
+
+    Args:
+        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``).
+        port: where ``url`` has none; 9091 by default.
+        key: what the server answers to.
+        session_timeout: seconds from when the server starts serving until it ends the session; 0 for none.
+        session_constructor_args: where the session shall run: name of a constructor of the server
+            (``"rpc.LocalSession"``, ``"rpc.Connect"``) and its arguments.
+        enable_logging: log each request to the logger ``rpcflow.session``.
+        wait_timeout: seconds to wait for a server that is busy; None for ever.
+        call_timeout: seconds for one operation; None for ever.
+        poll: None polls adaptively before sleeping; False never does.
+
+    Raises:
+        ValueError: an argument that cannot be.
+        ConnectionLostError: nobody answers.
+        WaitTimeoutError: the server stayed busy.
+        KeyMismatchError: it answers to another key.
+        RemoteError: it refused the session constructor.
+    """
+    address, key_text = checked_options(url, port, key, session_timeout, wait_timeout, call_timeout)
+    deadline = None if wait_timeout is None else time.monotonic() + wait_timeout
+    channel: BlockingChannel | None = None
+    try:
+        channel = find_transport(address.scheme).connect_blocking(address, deadline=deadline, poll=poll)
+        greet(channel, key_text, deadline)
+    except TimeoutError:
+        if channel is not None:
+            channel.close()
+        raise WaitTimeoutError(
+            f"{address} had no time for us within {wait_timeout:g} s", wait_timeout=wait_timeout
+        ) from None
+    except BaseException:
+        if channel is not None:
+            channel.close()
+        raise
+    core = Connection(
+        channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
+    )
+    try:
+        initialize(core, session_constructor_args)
+    except BaseException:
+        core.close()
+        raise
+    return RPCSession(core)
+
+
+def initialize(core: Connection, constructor: Sequence[Any] | None) -> None:
+    """Begin the session on a line whose handshake is done."""
+    values = core.arguments(constructor_arguments(constructor))
+
+    def operation() -> Operation[None]:
+        yield core.machine.init(values)
+
+    core.run(operation())

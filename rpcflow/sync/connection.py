@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocking driver of a client machine: one channel, threads that take turns. No event loop, no thread of ours."""
+
+import logging
+import threading
+import time
+from typing import Any, Final, TypeVar
+
+from rpcflow.client.core import Operation, SessionCore
+from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
+from rpcflow.session.client import MAX_FREES, Request, State
+from rpcflow.transports import BlockingChannel
+
+T = TypeVar("T")
+_CLOSE_SECONDS: Final = 0.5
+_log: Final = logging.getLogger("rpcflow.session")
+
+
+class Connection(SessionCore):
+    """A session's line. It is closed when nothing refers to it any more."""
+
+    def __init__(self, channel: BlockingChannel, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._channel = channel
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def run(self, operation: Operation[T]) -> T:
+        """Carry an operation out.
+
+        Raises:
+            RPCError: it failed.
+        """
+        with self._lock:
+            deadline = self._deadline()
+            try:
+                request = next(operation)
+                while True:
+                    try:
+                        value = self._roundtrip(request, deadline)
+                    except RPCError as error:
+                        request = operation.throw(error)
+                    else:
+                        request = operation.send(value)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                operation.close()
+
+    def call(self, number: int, args: tuple[Any, ...], label: str) -> Any:
+        """Call a function; its result as the machine gives it."""
+        values = self.arguments(args)
+        with self._lock:
+            return self._roundtrip(self.machine.call(number, values, label), self._deadline())
+
+    def _deadline(self) -> float | None:
+        if self.call_timeout is None:
+            return self.hard_deadline
+        call = time.monotonic() + self.call_timeout
+        return call if self.hard_deadline is None else min(call, self.hard_deadline)
+
+    def _roundtrip(self, request: Request, deadline: float | None) -> Any:
+        machine = self.machine
+        began = time.perf_counter() if self.log else 0.0
+        try:
+            self._send(deadline)
+            while not request.done:
+                self._receive(deadline)
+            if machine.dropped > MAX_FREES:
+                self._give_back(deadline)
+            value = request.result()
+        except TimeoutError as error:
+            if isinstance(error, RPCError):
+                raise
+            raise self._late(request) from None
+        except RPCError as error:
+            if machine.state is State.CLOSED:
+                self._channel.close()
+            if self.log:
+                _log.info("%s: %s after %.6f s", request.label, error, time.perf_counter() - began)
+            raise self.lost(error, request.label) from error.__cause__
+        except BaseException:  # KeyboardInterrupt, say
+            if not request.done:
+                machine.abandon(request)
+            raise
+        if self.log:
+            _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)
+        return value
+
+    def _send(self, deadline: float | None) -> None:
+        parts = self.machine.take_outgoing()
+        if not parts:
+            return
+        try:
+            self._channel.send(parts, deadline)
+        except ConnectionLostError as error:
+            self._last_words(error)
+        except BaseException:
+            self.machine.close("the session was closed because a request was cut short while it was being sent")
+            self._channel.close()
+            raise
+
+    def _receive(self, deadline: float | None) -> None:
+        machine = self.machine
+        reader = machine.reader
+        try:
+            count = self._channel.receive_into(reader.get_buffer(), deadline)
+        except ConnectionLostError as error:
+            machine.connection_lost(str(error))
+        if count == 0:
+            machine.connection_lost("the server closed the connection")
+        reader.received(count)
+        machine.process()
+
+    def _last_words(self, error: ConnectionLostError) -> None:
+        """The line does not take more: perhaps the server has said why."""
+        try:
+            while True:
+                self._receive(time.monotonic() + 1.0)
+        except TimeoutError:
+            self.machine.connection_lost(str(error))
+
+    def _give_back(self, deadline: float | None) -> None:
+        while self.machine.dropped > MAX_FREES:
+            request = self.machine.give_back()
+            if request is None:
+                return
+            self._send(deadline)
+            while not request.done:
+                self._receive(deadline)
+
+    def _late(self, request: Request) -> RPCError:
+        """A deadline has passed: the call's, or the end of the session."""
+        hard = self.hard_deadline
+        if hard is not None and time.monotonic() >= hard:
+            lost = self.lost(ConnectionLostError("the server did not keep to session_timeout"), request.label)
+            self.machine.lost = lost
+            self.machine.close()
+            self._channel.close()
+            return lost
+        if not request.done:
+            self.machine.abandon(request)
+        return CallTimeoutError(
+            f"the call took longer than {self.call_timeout:g} s; the option call_timeout raises that",
+            call_timeout=self.call_timeout,
+        )
+
+    def close(self) -> None:
+        """Say good-bye and close. Safe to call again, and while another thread is in a call: that fails."""
+        if self._closed:
+            return
+        self._closed = True
+        free = self._lock.acquire(blocking=False)
+        try:
+            if free and self.machine.state in (State.OPEN, State.OPENING):
+                self.machine.shutdown()
+                try:
+                    self._channel.send(self.machine.take_outgoing(), time.monotonic() + _CLOSE_SECONDS)
+                except (TimeoutError, ConnectionLostError):
+                    pass  # leaving on a dead line is silent
+            if self.machine.state is not State.CLOSED:
+                self.machine.close()
+            self._channel.close()
+        finally:
+            if free:
+                self._lock.release()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_closed"):
+            self.close()

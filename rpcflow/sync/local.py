@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session with this process itself."""
+
+from rpcflow.server.local import LocalChannel
+from rpcflow.session.client import ClientMachine
+
+from .connecting import initialize
+from .connection import Connection
+from .session import RPCSession
+
+
+class LocalSession(RPCSession):
+    """An RPCSession on this process: its functions, its devices, a temporary folder of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(Connection(LocalChannel(), ClientMachine(), "this process"))
+        initialize(self._core, None)

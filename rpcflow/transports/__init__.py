@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes in order, or a clean failure: how two ends reach each other, one file a scheme."""
+
+from .base import AsyncChannel, BlockingChannel, Transport
+from .registry import find_transport
+from .url import Url
+
+__all__ = ["AsyncChannel", "BlockingChannel", "Transport", "Url", "find_transport"]

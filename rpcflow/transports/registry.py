@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transports by the scheme of a URL, found through the entry points ``rpcflow.transports``."""
+
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Final, cast
+
+from .base import Transport
+
+_GROUP: Final = "rpcflow.transports"
+_OWN: Final = {"tcp": "rpcflow.transports.tcp", "unix": "rpcflow.transports.unix"}
+"""Our own are found without looking through the metadata of all installed packages, which takes milliseconds."""
+
+
+def find_transport(scheme: str) -> Transport:
+    """The transport for a scheme.
+
+    Raises:
+        ValueError: there is none; the message lists the known ones.
+    """
+    if scheme in _OWN:
+        return cast(Transport, import_module(_OWN[scheme]).transport)
+    found = {point.name: point for point in entry_points(group=_GROUP)}
+    if scheme in found:
+        return cast(Transport, found[scheme].load())
+    known = ", ".join(sorted({*_OWN, *found}))
+    raise ValueError(f"{scheme!r} is not a known scheme; known are: {known}")

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocking channels over connected stream sockets; tcp and unix differ only in how they connect."""
+
+import os
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from rpcflow.errors import ConnectionLostError
+from rpcflow.protocol.values import FilePayload, Part
+
+from .polling import BUDGET, AdaptivePolling
+
+DONTWAIT: Final[int] = getattr(socket, "MSGDONTWAIT", 0)
+NOSIGNAL: Final[int] = getattr(socket, "MSGNOSIGNAL", 0)
+_MAX_BUFFERS: Final = 64
+"""Buffers in one gathered write; IOV_MAX is 1024, and past some tens there is nothing to gain."""
+_SENDFILE_NBYTES: Final = 1 << 24
+_perf_counter = time.perf_counter
+
+
+def lost(error: OSError) -> ConnectionLostError:
+    """Any error of a socket in our terms."""
+    return ConnectionLostError(f"the connection was lost: {error.strerror or error}")
+
+
+class Outgoing:
+    """Walks through parts as the kernel takes them."""
+
+    __slots__ = ("_parts", "_position")
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts: list[Part] = [p if isinstance(p, FilePayload) else memoryview(p).cast("B") for p in parts]
+        self._position = 0
+
+    def __bool__(self) -> bool:
+        return self._position < len(self._parts)
+
+    def send(self, sock: socket.socket, flags: int) -> None:
+        """One system call.
+
+        Raises:
+            BlockingIOError: nothing can be sent now.
+            OSError: the line is gone, or the file is shorter than was said.
+        """
+        first = self._parts[self._position]
+        if isinstance(first, FilePayload):
+            self._send_file(sock, first)
+            return
+        batch: list[Any] = []
+        for part in self._parts[self._position : self._position + _MAX_BUFFERS]:
+            if isinstance(part, FilePayload):
+                break
+            batch.append(part)
+        sent = sock.sendmsg(batch, (), flags) if hasattr(sock, "sendmsg") else sock.send(batch[0], flags)
+        for part in batch:
+            if sent < len(part):
+                self._parts[self._position] = part[sent:]
+                return
+            sent -= len(part)
+            self._position += 1
+
+    def _send_file(self, sock: socket.socket, part: FilePayload) -> None:
+        if part.nbytes == 0:
+            self._position += 1
+            return
+        sent = os.sendfile(sock.fileno(), part.fd, part.offset, min(part.nbytes, _SENDFILE_NBYTES))
+        if sent == 0:
+            raise OSError("the file became shorter while it was sent")
+        if sent == part.nbytes:
+            self._position += 1
+        else:
+            self._parts[self._position] = FilePayload(part.fd, part.nbytes - sent, part.offset + sent)
+
+
+class BlockingSocketChannel:
+    """A connected socket for a thread.
+
+    Args:
+        sock: it is this channel's from now on, and must be in blocking mode.
+        poll: False turns polling off.
+    """
+
+    def __init__(self, sock: socket.socket, poll: bool | None = None) -> None:
+        self.socket = sock
+        self._polling = AdaptivePolling(poll if DONTWAIT else False)
+        self._open = True
+
+    def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
+        sock = self.socket
+        try:
+            if len(parts) == 1 and deadline is None and type(parts[0]) is bytes:
+                data = parts[0]
+                sent = sock.send(data, NOSIGNAL)
+                if sent == len(data):
+                    return
+                parts = [data[sent:]]
+            outgoing = Outgoing(parts)
+            while outgoing:
+                if deadline is None:
+                    outgoing.send(sock, NOSIGNAL)
+                    continue
+                self._wait(select.POLLOUT, deadline)
+                try:
+                    outgoing.send(sock, NOSIGNAL | DONTWAIT)
+                except BlockingIOError:
+                    continue
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
+        receive = self.socket.recv_into
+        try:
+            if self._polling.worthwhile():
+                ends = 0.0
+                while True:
+                    try:
+                        count = receive(buffer, 0, DONTWAIT)
+                    except BlockingIOError:
+                        now = _perf_counter()
+                        if not ends:
+                            ends = now + BUDGET
+                        elif now > ends:
+                            self._polling.miss()
+                            break
+                    else:
+                        self._polling.hit()
+                        return count
+            if deadline is not None:
+                self._wait(select.POLLIN, deadline)
+            return receive(buffer)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def close(self) -> None:
+        self._open = False
+        self.socket.close()
+
+    def _lost(self, error: OSError) -> ConnectionLostError:
+        return lost(error) if self._open else ConnectionLostError("the connection is closed")
+
+    def _wait(self, event: int, deadline: float) -> None:
+        wait_for(self.socket, event, deadline)
+
+
+def wait_for(sock: socket.socket, event: int, deadline: float) -> None:
+    """Block until a socket is ready.
+
+    Raises:
+        TimeoutError: the deadline passed first.
+        OSError: the socket is closed.
+    """
+    if sock.fileno() < 0:
+        raise OSError("the socket is closed")
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if hasattr(select, "poll"):
+            poller = select.poll()
+            poller.register(sock, event)
+            if poller.poll(min(left, 86400.0) * 1000):
+                return
+        else:  # Windows
+            reading = [sock] if event == 1 else []
+            writing = [] if event == 1 else [sock]
+            if any(select.select(reading, writing, [], left)):
+                return
+
+
+def tune(sock: socket.socket, peer_timeout: float = 30.0) -> None:
+    """Settings for a line of small packets: no delay, and a peer that has vanished without a word is noticed within
+    ``peer_timeout`` seconds."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    seconds = max(1, round(peer_timeout / 3))
+    for name, value in (
+        ("TCP_KEEPIDLE", seconds),
+        ("TCP_KEEPINTVL", seconds),
+        ("TCP_KEEPCNT", 2),
+        ("TCP_USER_TIMEOUT", round(peer_timeout * 1000)),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

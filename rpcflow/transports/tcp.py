@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tcp://host:port``: IPv4, IPv6 and names."""
+
+import errno
+import ipaddress
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+from . import connecting
+from .sockets import BlockingSocketChannel, tune
+from .url import Url
+
+if TYPE_CHECKING:
+    from .async_sockets import AsyncSocketChannel
+
+
+class TcpTransport:
+    """Connects over TCP."""
+
+    async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncSocketChannel":
+        from .async_sockets import AsyncSocketChannel  # not needed by blocking programs and workers
+
+        sock = await connecting.connect(await connecting.resolve(url.host, url.port), str(url))
+        tune(sock)
+        return AsyncSocketChannel(sock, poll)
+
+    def connect_blocking(
+        self, url: Url, *, deadline: float | None = None, poll: bool | None = None
+    ) -> BlockingSocketChannel:
+        addresses = connecting.resolve_blocking(url.host, url.port)
+        sock = connecting.connect_blocking(addresses, str(url), deadline)
+        tune(sock)
+        return BlockingSocketChannel(sock, poll)
+
+
+transport: Final = TcpTransport()
+
+
+def listen(
+    host: str, port: int, port_end: int, *, reuse_addr: bool = True, backlog: int = 256
+) -> list[socket.socket]:
+    """Listening sockets, not blocking, for every address of ``host``, on the first port of ``[port, port_end)`` that
+    is free on all of them. Port 0 lets the system choose.
+
+    Raises:
+        OSError: no port is free (EADDRINUSE), or the host is not ours.
+    """
+    if not port:
+        port_end = 1
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = list(dict.fromkeys((family, address[0]) for family, _, _, _, address in found))
+    for candidate in range(port, port_end):
+        sockets: list[socket.socket] = []
+        try:
+            for family, address in addresses:
+                sock = socket.socket(family, socket.SOCK_STREAM)
+                sockets.append(sock)
+                if reuse_addr and sys.platform != "win32":  # there it lets two servers share a port
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((address, candidate or (sockets[0].getsockname()[1] if len(sockets) > 1 else 0)))
+                sock.listen(backlog)
+                sock.setblocking(False)
+        except OSError as error:
+            for sock in sockets:
+                sock.close()
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+        else:
+            return sockets
+    raise OSError(errno.EADDRINUSE, f"no port of {host} from {port} to {port_end - 1} is free")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port."""
+
+from typing import Final
+from urllib.parse import parse_qsl, urlsplit
+
+import attrs
+
+DEFAULT_PORT: Final = 9091
+TRACKER_PORT: Final = 9190
+
+
+@attrs.frozen
+class Url:
+    """Where to connect to.
+
+    Args:
+        scheme: name of the transport.
+        host: name or address, without brackets; empty where the scheme has none.
+        port: 0 where the scheme has none.
+        path: of a socket, program or device; empty where the scheme has none.
+        query: what stands behind the question mark.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    query: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def parse(cls, url: str, port: int | None = None, default_port: int = DEFAULT_PORT) -> "Url":
+        """Read ``url``, a whole URL or only a host name or address with ``port`` beside it.
+
+        Raises:
+            ValueError: it is neither, or the port is not one.
+        """
+        if not isinstance(url, str) or not url:
+            raise ValueError(f"{url!r} is neither a host nor a URL such as tcp://host:9091")
+        if "://" not in url:
+            if url.startswith("unix:"):
+                return cls("unix", path=url.removeprefix("unix:"))
+            return cls("tcp", host=url.removeprefix("[").removesuffix("]"), port=_port(url, port, default_port))
+        parts = urlsplit(url)
+        try:
+            own_port = parts.port
+        except ValueError as error:
+            raise ValueError(f"{url!r}: {error}") from None
+        query = tuple(parse_qsl(parts.query))
+        if parts.netloc and not parts.hostname:
+            raise ValueError(f"{url!r} has no host")
+        if not parts.netloc:
+            if not parts.path:
+                raise ValueError(f"{url!r} has neither a host nor a path")
+            return cls(parts.scheme, path=parts.path, query=query)
+        default = {"ws": 80, "wss": 443}.get(parts.scheme, default_port)
+        return cls(
+            parts.scheme,
+            parts.hostname or "",
+            _port(url, own_port if own_port is not None else port, default),
+            parts.path,
+            query,
+        )
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}" if host else f"{self.scheme}://{self.path}"
+
+
+def _port(url: str, port: int | None, default: int) -> int:
+    if port is None:
+        return default
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"a port is an int, not {port!r}")
+    if not 0 < port < 65536:
+        raise ValueError(f"{url!r}: {port} is not a port")
+    return port

@@ -1,0 +1,1 @@
+"""rpcflow and stock apache-tvm against each other."""

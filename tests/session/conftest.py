@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random tests here compute only, so how long one takes says nothing but how busy the machine is."""
+
+from hypothesis import settings
+
+settings.register_profile("rpcflow", deadline=None, print_blob=True)
+settings.load_profile("rpcflow")
