@@ -53,6 +53,7 @@ class FrameReader:
         self._limits = limits
         self._buffer = bytearray()
         self._magic = magic
+        self._error: ProtocolError | None = None
         self.total = 0
 
     @property
@@ -64,8 +65,11 @@ class FrameReader:
         """Take bytes in, return the messages they complete.
 
         Raises:
-            ProtocolError: wrong magic, a size out of bounds, or what is not JSON.
+            ProtocolError: wrong magic, a size out of bounds, or what is not JSON. From then on every call
+                raises it.
         """
+        if self._error is not None:
+            raise self._error
         self._buffer += data
         self.total += len(data)
         messages: list[Any] = []
@@ -74,6 +78,8 @@ class FrameReader:
                 messages.append(message[0])
         except ProtocolError as error:
             error.offset = error.details["offset"] = self.total
+            self._error = error
+            self._buffer.clear()
             raise
         return messages
 

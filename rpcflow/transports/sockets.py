@@ -13,8 +13,8 @@ from rpcflow.protocol.values import FilePayload, Part
 
 from .polling import BUDGET, AdaptivePolling
 
-DONTWAIT: Final[int] = getattr(socket, "MSGDONTWAIT", 0)
-NOSIGNAL: Final[int] = getattr(socket, "MSGNOSIGNAL", 0)
+DONTWAIT: Final[int] = getattr(socket, "MSG_DONTWAIT", 0)
+NOSIGNAL: Final[int] = getattr(socket, "MSG_NOSIGNAL", 0)
 _MAX_BUFFERS: Final = 64
 """Buffers in one gathered write; IOV_MAX is 1024, and past some tens there is nothing to gain."""
 _SENDFILE_NBYTES: Final = 1 << 24

@@ -19,7 +19,7 @@ KEY = "interop"
 
 
 class Through:
-    """A remote value of the asynchronous API as blocking code sees it: every await goes through the portal."""
+    """A value of the asynchronous API as blocking code sees it: every await goes through the portal."""
 
     def __init__(self, target: Any, portal: Any) -> None:
         self._target = target

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 
 def callback(max_packet: int | None = None) -> Callable[[], None]:
@@ -25,44 +26,44 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
         live = {"functions": 0, "tensors": 0}
         counts: dict[str, int] = {}
 
-        def offer(name, func, always=True):  # type: ignore[no-untyped-def]
+        def offer(name: Any, func: Any, always: Any = True) -> Any:
             if always or name not in known:
                 tvm_ffi.register_global_func(name, func, override=True)
 
-        def memory(tensor):  # type: ignore[no-untyped-def]
-            """The memory of a contiguous tensor. Its pointer has the byte offset in it already; the DLPack way
+        def memory(tensor: Any) -> Any:
+            """The memory of a contiguous tensor. Its pointer has the byte offset in it; the DLPack way
             round would crash: an argument is a bare DLTensor that has no owner to keep alive."""
             bits = tensor.dtype.bits * tensor.dtype.lanes
             size = (math.prod(int(n) for n in tensor.shape) * bits + 7) // 8
             return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else bytearray()
 
-        def host(tensor):  # type: ignore[no-untyped-def]
+        def host(tensor: Any) -> Any:
             shape = tuple(int(n) for n in tensor.shape)
             return np.frombuffer(memory(tensor), str(tensor.dtype)).reshape(shape)
 
-        def watched(kind, thing):  # type: ignore[no-untyped-def]
+        def watched(kind: Any, thing: Any) -> Any:
             live[kind] += 1
 
-            def gone():  # type: ignore[no-untyped-def]
+            def gone() -> Any:
                 live[kind] -= 1
 
             weakref.finalize(thing, gone)
             return thing
 
         # -- the functions named in the README of the recordings
-        def describe(tensor):  # type: ignore[no-untyped-def]
+        def describe(tensor: Any) -> Any:
             kind, number = tensor.device.dlpack_device_type(), tensor.device.index
             name = {1: "cpu", 2: "cuda"}.get(kind, str(kind))
             return f"{tuple(int(n) for n in tensor.shape)} {tensor.dtype} {name}:{number}"
 
-        def add_one(tensor):  # type: ignore[no-untyped-def]
+        def add_one(tensor: Any) -> Any:
             array = host(tensor)
             array += 1
 
-        def name_types(*values):  # type: ignore[no-untyped-def]
+        def name_types(*values: Any) -> Any:
             return ",".join(f"{type(value).__name__}:{value!r}" for value in values)
 
-        def sleep(seconds):  # type: ignore[no-untyped-def]
+        def sleep(seconds: Any) -> Any:
             time.sleep(seconds)
             return seconds
 
@@ -83,7 +84,7 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
             offer("tvm.rpc.server.GetCRTMaxPacketSize", lambda: max_packet)
 
         # -- those of `tvm.rpc.testing`, where TVM is not there to bring them
-        def fail(text):  # type: ignore[no-untyped-def]
+        def fail(text: Any) -> Any:
             raise ValueError(text)
 
         offer("rpc.test.addone", lambda x: x + 1, False)
@@ -92,7 +93,7 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
         offer("rpc.test.add_to_lhs", lambda x: lambda y: x + y, False)
         offer("rpc.testing.GetShapeSize", len, False)
 
-        def element(shape, index):  # type: ignore[no-untyped-def]
+        def element(shape: Any, index: Any) -> Any:
             if not 0 <= index < len(shape):
                 raise IndexError(f"index {index} of a shape of {len(shape)}")
             return shape[index]
@@ -100,8 +101,8 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
         offer("rpc.testing.GetShapeElem", element, False)
 
         # -- ours
-        def make_adder(left):  # type: ignore[no-untyped-def]
-            def adder(right):  # type: ignore[no-untyped-def]
+        def make_adder(left: Any) -> Any:
+            def adder(right: Any) -> Any:
                 return left + right
 
             return watched("functions", adder)
@@ -109,23 +110,23 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
         class Watched(np.ndarray):
             pass
 
-        def make_watched(n):  # type: ignore[no-untyped-def]
+        def make_watched(n: Any) -> Any:
             array = watched("tensors", np.zeros(n, "float32").view(Watched))
             return tvm_ffi.from_dlpack(array)
 
-        def count(name, *_):  # type: ignore[no-untyped-def]
+        def count(name: Any, *_: Any) -> Any:
             counts[name] = counts.get(name, 0) + 1
 
-        def rss():  # type: ignore[no-untyped-def]
+        def rss() -> Any:
             with open("/proc/self/statm") as statm:
                 return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-        def many_kinds(*values):  # type: ignore[no-untyped-def]
+        def many_kinds(*values: Any) -> Any:
             return "|".join(
                 str(value) if not isinstance(value, bytes | bytearray) else value.hex() for value in values
             )
 
-        def touch(tensor):  # type: ignore[no-untyped-def]
+        def touch(tensor: Any) -> Any:
             host(tensor)[...] = 1
 
         offer("interop.make_adder", make_adder)

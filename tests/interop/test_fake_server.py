@@ -1,18 +1,15 @@
 """A scripted server that plays the recorded answers of stock servers to live clients.
 
-It checks what the client sends against what the stock client sent: each request has to be one of the recording's,
-in its order. Requests that a client may add or leave out (frees, synchronisation, lookups beyond the recording) are
-answered as a stock server would. The stock client is the control.
+It checks what the client sends against what the stock client sent: each request has to be one of the
+recording's, in its order. Requests that a client may add or leave out (frees, synchronisation, lookups
+beyond the recording) are answered as a stock server would. The stock client is the control.
 """
 
 from __future__ import annotations
 
 import gc
-import socket
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,110 +17,20 @@ import pytest
 
 from . import wire
 from .conftest import need_tvm
+from .fake import FakePeer, exchanges
 from .peers import Client, Link
-from .wire import Packet, Stream, load_recording, read_packet
 
 pytestmark = pytest.mark.interop
 
 
-@dataclass
-class Exchange:
-    request: Packet
-    #: the answer, and what the server sent after it without being asked
-    answers: list[bytes] = field(default_factory=list)
+@pytest.fixture(scope="module")
+def fake() -> Iterator[FakePeer]:
+    peer = FakePeer()
+    yield peer
+    peer.close()
 
 
-def exchanges(name: str) -> tuple[bytes, list[Exchange]]:
-    """The server's handshake, and each request with its answers."""
-    streams = {"c2s": Stream(False), "s2c": Stream(True)}
-    welcome = b""
-    played: list[Exchange] = []
-    unanswered: list[Exchange] = []
-    for direction, data in load_recording(name).events:
-        fresh = not streams[direction].started
-        for number, whole in enumerate(streams[direction].feed(data)):
-            if fresh and number == 0:
-                welcome = whole if direction == "s2c" else welcome
-            elif direction == "c2s":
-                exchange = Exchange(read_packet(whole))
-                if exchange.request.code != wire.SHUTDOWN:
-                    played.append(exchange)
-                    unanswered.append(exchange)
-            else:
-                target = unanswered.pop(0) if unanswered else played[-1]
-                target.answers.append(whole)
-    return welcome, played
-
-
-class FakeServer:
-    """Plays one recording to one client."""
-
-    def __init__(self, name: str) -> None:
-        self.welcome, self.script = exchanges(name)
-        self.strange: list[str] = []
-        self.key_text = b""
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        self._listener.settimeout(10)
-        peer, _ = self._listener.accept()
-        peer.settimeout(10)
-        stream = Stream(False)
-        with peer:
-            while data := self._receive(peer):
-                fresh = not stream.started
-                for number, whole in enumerate(stream.feed(data)):
-                    if fresh and number == 0:
-                        self.key_text = whole[8:]
-                        peer.sendall(self.welcome)
-                        if len(self.welcome) == 4:  # refused
-                            return
-                    elif not self._answer(peer, read_packet(whole)):
-                        return
-
-    @staticmethod
-    def _receive(peer: socket.socket) -> bytes:
-        try:
-            return peer.recv(1 << 16)
-        except OSError:
-            return b""
-
-    def _answer(self, peer: socket.socket, request: Packet) -> bool:
-        if request.code == wire.SHUTDOWN:
-            return False
-        for number, exchange in enumerate(self.script):
-            if (exchange.request.code, exchange.request.parts) == (request.code, request.parts):
-                del self.script[: number + 1]
-                peer.sendall(b"".join(exchange.answers))
-                # A budget that has passed: the server closes.
-                return not any(b"RPCSessionTimeoutError" in answer for answer in exchange.answers)
-        if request.code in (wire.FREE, wire.FREE_DATA, wire.SYNC):
-            peer.sendall(wire.RETURN_NONE)
-        elif request.code == wire.FIND:
-            peer.sendall(wire.packet(wire.RETURN, wire.sequence(wire.pointer(0))))
-            name = request.parts[0][1].decode()
-            if not name.startswith(("rpcflow.", "tvm.rpc.server.GetCRTMaxPacketSize")):
-                self.strange.append(f"lookup of {name}")
-        else:
-            self.strange.append(f"code {request.code} {str(request.parts)[:200]}")
-            text = wire.string("not in the recording")
-            peer.sendall(wire.packet(wire.EXCEPTION, wire.sequence(text)))
-        return True
-
-    def close(self) -> None:
-        self._thread.join(10)
-        self._listener.close()
-        assert self.strange == []
-        needed = [e.request for e in self.script if e.request.code not in (wire.FREE, wire.FREE_DATA, wire.SYNC)]
-        left = [request for request in needed if not _is_size_lookup(request)]
-        assert left == [], "the client did not send what the stock client sent"
-
-
-def _is_size_lookup(request: Packet) -> bool:
-    return request.code == wire.FIND and request.parts[0][1] == b"tvm.rpc.server.GetCRTMaxPacketSize"
+Play = Callable[..., None]
 
 
 @pytest.fixture(params=["stock", "sync", "trio", "asyncio"])
@@ -134,20 +41,19 @@ def fake_client(request: pytest.FixtureRequest, clients: Callable[[str], Client]
 
 
 @pytest.fixture
-def play(fake_client: Client) -> Iterator[Callable[..., None]]:
+def play(fake: FakePeer, fake_client: Client) -> Play:
     def run(name: str, scenario: Callable[[Link], Any], key: str = "", **options: Any) -> None:
-        server = FakeServer(name)
-        with fake_client.connect(server.port, key, **options) as session:
+        with fake_client.connect(fake.play(name), key, **options) as session:
             link = Link(fake_client, session, "fake")
             scenario(link)
             del link, session
             gc.collect()
-        server.close()
+        report = fake.report()
+        assert report.strange == []
+        assert report.left == [], "the client did not send what the stock client sent"
 
-    yield run
+    return run
 
-
-Play = Callable[..., None]
 
 ECHOES: dict[str, Any] = {
     "echo-none": None,
@@ -257,7 +163,7 @@ def test_timeout_while_idle(play: Play) -> None:
         with pytest.raises(link.client.Timeout, match="session_timeout"):
             add(10)
 
-    _play_to_the_end(play, "session-timeout-error", scenario)
+    play("session-timeout-error", scenario, key="x1", session_timeout=1)
 
 
 def test_timeout_during_call(play: Play) -> None:
@@ -265,11 +171,7 @@ def test_timeout_during_call(play: Play) -> None:
         with pytest.raises(link.client.Timeout, match="session_timeout"):
             link.call("wire.sleep", 2.5)
 
-    _play_to_the_end(play, "session-timeout-during-call", scenario)
-
-
-def _play_to_the_end(play: Play, name: str, scenario: Callable[[Link], Any]) -> None:
-    play(name, scenario, key="x1", session_timeout=1)
+    play("session-timeout-during-call", scenario, key="x1", session_timeout=1)
 
 
 def test_key_mismatch(play: Play, fake_client: Client) -> None:
@@ -279,20 +181,19 @@ def test_key_mismatch(play: Play, fake_client: Client) -> None:
         assert type(caught.value).__name__ == "KeyMismatchError"
 
 
-def test_key_text(fake_client: Client) -> None:
+def test_key_text(fake: FakePeer, fake_client: Client) -> None:
     """The key as the server sees it, with the budget as the stock client writes it."""
     for budget, text in ((0, b"client:x1"), (30, b"client:x1 -timeout=30"), (2.5, b"client:x1 -timeout=2.5")):
         name = "connect-with-key" if budget == 0 else "connect-session-timeout"
-        server = FakeServer(name)
-        with fake_client.connect(server.port, "x1", **({"session_timeout": budget} if budget else {})):
+        options = {"session_timeout": budget} if budget else {}
+        with fake_client.connect(fake.play(name), "x1", **options):
             pass
-        server._thread.join(10)
-        assert server.key_text == text
+        assert fake.report().key_text == text
 
 
 def test_packet_size_limit(play: Play) -> None:
     """A server that limits packets to 128 bytes gets its copies in blocks."""
-    (blocks,) = ([e.request for e in exchanges("tensor-chunked")[1] if e.request.code == wire.COPY_TO],)
+    blocks = [e.request for e in exchanges("tensor-chunked")[1] if e.request.code == wire.COPY_TO]
     data = b"".join(block.parts[2] for block in blocks)
     array = np.frombuffer(data, "uint8")
     assert len(array) == 300

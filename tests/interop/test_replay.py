@@ -1,8 +1,8 @@
-"""The client's side of every recorded session, played again to a live server; its answers against the recorded.
+"""The client's side of every recorded session, played again to a live server; its answers compared.
 
-Handles and pointers are renamed: a handle is what the server put into an answer, and the client repeats it. What
-else may differ is in the tables below, each with its reason; nothing else may. The same is played to a live stock
-server, which shows that the player itself is right.
+Handles and pointers are renamed: a handle is what the server put into an answer, and the client repeats it.
+What else may differ is in the tables below, each with its reason; nothing else may. The same is played to a
+live stock server, which shows that the player itself is right.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MEASURED = {
     "tensor-chunked": "a server's own packet limit may come before the one that the recording registered",
 }
 
-#: Recordings whose end kills the stock server's worker. Another server answers the call with an error, or ends.
+#: Recordings whose end kills the stock server's worker. Others answer the call with an error, or end.
 FATAL = {
     "raw-call-before-init": "CallFunc before InitServer",
     "raw-trailing-bytes": "bytes after the last argument",
@@ -67,7 +67,7 @@ FATAL = {
 
 #: A str with a NUL is cut by stock servers; keeping the whole is better, and stock clients read it right.
 KEEPS_NUL = "return-str-nul"
-#: Stock answers a tensor view, which its own client rejects; a tensor with a handle is what that client wants.
+#: Stock answers a tensor view, which its own client rejects; a tensor with a handle is what it wants.
 MAY_OWN = "echo-tensor"
 #: wire.type_name names Python's classes, and stock has subclasses of str and bytes that compare equal.
 CLASS_NAMES = {"Bytes:": "bytes:", "String:": "str:", "bytearray:bytearray(b'ba')": "bytes:b'ba'"}
@@ -78,7 +78,7 @@ PACKET_LIMITS = {"tensor-chunked": 128, "tensor-max-packet-size": 2**63 - 1}
 
 
 class Handles:
-    """Recorded numbers and the live ones that stand for them. A number may have been given out more than once."""
+    """Recorded numbers and the live ones that stand for them. A number may be given out twice."""
 
     def __init__(self) -> None:
         self._live: dict[int, list[int]] = {}
@@ -237,7 +237,11 @@ class Replay:
             assert request.parts[0][1].decode() in EXTRA_FUNCTIONS
             return
         assert (new == 0) == (old == 0)
-        if request is not None and ("handle", old) in _plain_pointers(request) and not self.handles.knows(old):
+        if (
+            request is not None
+            and ("handle", old) in _plain_pointers(request)
+            and not self.handles.knows(old)
+        ):
             assert new == old  # a number of the client's own, echoed
             return
         self.handles.learn(old, new)
@@ -248,7 +252,7 @@ def _plain_pointers(request: Packet) -> list[Any]:
 
 
 def _leading(values: list[Any]) -> list[Any]:
-    """The answer with the forms of its leading type index made one: small and large, and any dynamic object."""
+    """The answer, the forms of its leading type index made one: small and large, any dynamic object."""
     index = values[0][1]
     index = {11: 65, 12: 66}.get(index, 128 if index >= 128 else index)
     return [("int", index), *values[1:]]

@@ -36,9 +36,7 @@ def make(dtype: str, shape: tuple[int, ...] = (2, 5)) -> Any:
 
 def same(left: Any, right: Any) -> bool:
     left, right = np.asarray(left), np.asarray(right)
-    return bool(
-        left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes()
-    )
+    return bool(left.shape == right.shape and left.dtype == right.dtype and left.tobytes() == right.tobytes())
 
 
 @pytest.mark.parametrize("dtype", PLAIN + SPECIAL)

@@ -68,7 +68,7 @@ def test_echo_bytearray(link: Link, size: int) -> None:
 
 
 def test_echo_str_with_nul(link: Link) -> None:
-    # Stock peers cut a str at its first NUL, in both directions; between two rpcflow ends nothing may be lost,
+    # Stock peers cut a str at its first NUL, both ways; between two rpcflow ends nothing may get lost,
     # and where one end is stock no more than that.
     echoed = link.call("testing.echo", "ab\0cd")
     if link.client.name == "stock" or link.server == "stock":
@@ -97,7 +97,9 @@ def test_returned_dtype(link: Link) -> None:
     assert str(link.call("wire.ret_dtype")) == "float16"
 
 
-@pytest.mark.parametrize("kind, number", [(1, 0), (1, 3), (2, 0), (4, 1), (7, 0), (10, 2), (12, 0), (16, 0)])
+@pytest.mark.parametrize(
+    ("kind", "number"), [(1, 0), (1, 3), (2, 0), (4, 1), (7, 0), (10, 2), (12, 0), (16, 0)]
+)
 def test_echo_device(link: Link, kind: int, number: int) -> None:
     device = link.session.device(kind, number)
     assert link.client.device_numbers(device) == (kind, number)
@@ -105,7 +107,7 @@ def test_echo_device(link: Link, kind: int, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "maker, kind",
+    ("maker", "kind"),
     [
         ("cpu", 1), ("cuda", 2), ("cl", 4), ("vulkan", 7), ("metal", 8), ("rocm", 10), ("ext_dev", 12),
         ("hexagon", 16), ("webgpu", 15),
@@ -117,7 +119,7 @@ def test_device_makers(link: Link, maker: str, kind: int) -> None:
     assert link.client.device_numbers(make(2)) == (kind, 2)
 
 
-@pytest.mark.parametrize("name, kind", [("cpu", 1), ("cuda", 2), ("opencl", 4), ("vulkan", 7)])
+@pytest.mark.parametrize(("name", "kind"), [("cpu", 1), ("cuda", 2), ("opencl", 4), ("vulkan", 7)])
 def test_device_by_name(link: Link, name: str, kind: int) -> None:
     assert link.client.device_numbers(link.session.device(name, 1)) == (kind, 1)
 

@@ -1,7 +1,7 @@
 """The bytes of TVM's RPC, read by code that is independent of rpcflow's own.
 
-Every packet is taken apart into plain tuples, and the places at which a handle or a pointer stands are kept, so
-that a recorded packet can be sent again to a server that gave out other numbers.
+Every packet is taken apart into plain tuples, and the places at which a handle or a pointer stands are
+kept, so that a recorded packet can be sent again to a server that gave out other numbers.
 """
 
 from __future__ import annotations

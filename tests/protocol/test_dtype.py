@@ -60,7 +60,20 @@ def test_equal_means_equal_names(one: DataType, other: DataType) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "x", "int0", "int256", "int8x0", "int8x65536", "float99999999", "floaty", "8", "int-8", "int8x", "int٣"]
+    [
+        "",
+        "x",
+        "int0",
+        "int256",
+        "int8x0",
+        "int8x65536",
+        "float99999999",
+        "floaty",
+        "8",
+        "int-8",
+        "int8x",
+        "int٣",
+    ]
     + ["float8_e4m3x0", "float8_nothing", "customfoo", "boolx", "int8x" + "9" * 5000, "int8 ", "int8\n"],
 )
 def test_no_such_name(name: str) -> None:

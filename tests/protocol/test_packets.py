@@ -108,9 +108,7 @@ LITERAL: list[tuple[Direction, Any, bytes, bytes]] = [
         CopyFromRemote(VIEW, 8),
         b"",
         b"\x34\0\0\0\0\0\0\0"  # u64 length
-        b"\x06\0\0\0"  # i32 code
-        + VIEW_BYTES
-        + b"\x08\0\0\0\0\0\0\0",  # u64 bytes asked for
+        b"\x06\0\0\0" + VIEW_BYTES + b"\x08\0\0\0\0\0\0\0",  # i32 code  # u64 bytes asked for
     ),
     (
         UP,
@@ -249,7 +247,10 @@ def test_there_and_back_in_any_pieces(direction: Direction) -> None:
         (b"\x04\0\0\0\0\0\0\0\x02\0\0\0", "middle of a value"),
         (b"\x04\0\0\0\0\0\0\0\x06\0\0\0", "middle of a value"),
         (b"\x04\0\0\0\0\0\0\0\x07\0\0\0", "too short for its tensor"),
-        (b"\x34\0\0\0\0\0\0\0\x07\0\0\0" + VIEW_BYTES + b"\x01\0\0\0\0\0\0\0", "says 1 bytes and has room for 0"),
+        (
+            b"\x34\0\0\0\0\0\0\0\x07\0\0\0" + VIEW_BYTES + b"\x01\0\0\0\0\0\0\0",
+            "says 1 bytes and has room for 0",
+        ),
         (b"\x30\0\0\0\0\0\0\0\x07\0\0\0" + VIEW_BYTES, "too short for its tensor"),
         (b"\x35\0\0\0\0\0\0\0\x06\0\0\0" + VIEW_BYTES + bytes(9), "bytes stand behind a CopyFromRemote"),
         (b"\x10\0\0\0\0\0\0\0\x02\0\0\0\x05\0\0\0\0\0\0\0" + b"0.8.", "ends behind its packet"),

@@ -51,24 +51,26 @@ def test_large_packets_in_any_pieces(values: list[Any], what: str, cuts: list[in
         "init": InitServer("0.8.0", values),
     }[what]
     data = packet_bytes(packet)
+    sizes = [len(v.encode() if isinstance(v, str) else v) for v in values if isinstance(v, str | bytes)]
+    long = [size for size in sizes if size >= SMALL.bulk_nbytes]
+    is_large = len(data) - 8 > SMALL.packet_nbytes
     bulks: list[Bulk] = []
     feeder = Feeder(PacketReader(DOWN if what == "return" else UP, SMALL), bulks.append)
-    beside = len(data) - sum(b.nbytes for b in bulks)
     try:
         for piece in pieces(data + data, cuts):
             feeder.feed(piece)
     except ProtocolError as error:
         assert "beside its long values" in str(error)
-        beside -= sum(len(v.encode() if isinstance(v, str) else v) for v in values if isinstance(v, str | bytes))
-        assert len(data) > SMALL.packet_nbytes
+        assert is_large
+        assert len(data) - 12 - sum(long) > SMALL.packet_nbytes
         return
+    assert [bulk.nbytes for bulk in bulks] == (long + long if is_large else [])
     assert len(feeder.events) == 2
     for got, _ in feeder.events:
         assert type(got) is type(packet)
         assert same(_no_forms(got[-1]), plain(values))
         assert got[:-1] == packet[:-1]
     assert feeder.reader.between_packets
-    assert bool(bulks) == (len(data) - 8 > SMALL.packet_nbytes) or not bulks
 
 
 def test_large_packets_keep_to_their_budget() -> None:
@@ -110,7 +112,12 @@ def test_payload_without_a_sink_is_thrown_away() -> None:
     view = TensorView(0, Device(1, 0), DataType(0, 8), (5,), 0)
     reader = PacketReader(UP)
     data = packet_bytes(CopyToRemote(view, 5), b"12345")
-    assert reader.feed(data + data) == [CopyToRemote(view, 5), PayloadEnd(), CopyToRemote(view, 5), PayloadEnd()]
+    assert reader.feed(data + data) == [
+        CopyToRemote(view, 5),
+        PayloadEnd(),
+        CopyToRemote(view, 5),
+        PayloadEnd(),
+    ]
 
 
 def test_the_sink_is_let_go_of_when_the_rest_does_not_come() -> None:
@@ -194,7 +201,11 @@ def _claims() -> list[tuple[str, Direction, bytes]]:
             (f"text 2**{power}", UP, struct.pack("<QiQiiQ", inner + 24, 3, 1, 1, 8, size)),
             (f"version 2**{power}", UP, struct.pack("<QiQ", inner + 24, 2, size)),
             (f"small bytes 2**{power}", UP, struct.pack("<QiQiiQ", 24, 3, 1, 1, 9, size)),
-            (f"copy 2**{power}", UP, struct.pack("<Qi", min(size, 1 << 61), 7) + head + struct.pack("<qQQ", 5, 0, 1)),
+            (
+                f"copy 2**{power}",
+                UP,
+                struct.pack("<Qi", min(size, 1 << 61), 7) + head + struct.pack("<qQQ", 5, 0, 1),
+            ),
             (f"ack 2**{power}", DOWN, struct.pack("<Qi", min(size, 1 << 61), 8)),
         ]
     return made
