@@ -38,7 +38,8 @@ def numpy_dtype(dtype: DataType) -> np.dtype[Any]:
     kind = getattr(ml_dtypes, name, None)
     if kind is None or np.dtype(kind).itemsize * 8 != dtype.bits:
         raise TypeError(f"NumPy has no dtype for {dtype}; take its bytes by view(shape, 'uint8')")
-    return np.dtype(kind)
+    made: np.dtype[Any] = np.dtype(kind)
+    return made
 
 
 def data_type(dtype: Any) -> DataType:
@@ -81,4 +82,4 @@ def contiguous_bytes(array: npt.NDArray[Any]) -> memoryview:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     flat = np.ascontiguousarray(array).reshape(-1)
-    return memoryview(flat.view(np.uint8)) if flat.size else memoryview(b"")
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")

@@ -56,7 +56,7 @@ class CpuBackend:
             raise MemoryError(f"{nbytes} bytes of cpu memory cannot be had") from error
         base: int = block.__array_interface__["data"][0]
         start = -base % alignment
-        return CpuMemory(device, nbytes, base + start, block, memoryview(block[start : start + nbytes]))
+        return CpuMemory(device, nbytes, base + start, block, block[start : start + nbytes].data)
 
     def free(self, memory: Memory) -> None:
         memory.arguments.clear()

@@ -204,12 +204,9 @@ class _Deadline:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if self._scope is None:
-            return False
-        swallowed = bool(self._scope.__exit__(kind, error, trace))
-        if not (swallowed and self._scope.cancelled_caught):
-            return swallowed
+    ) -> None:
+        if self._scope is None or not self._scope.__exit__(kind, error, trace):
+            return
         connection = self._connection
         if self._is_call:
             raise CallTimeoutError(

@@ -254,7 +254,7 @@ def read(core: SessionCore, view: TensorView, target: npt.NDArray[Any] | None = 
     if view.device.dev_type != _CPU:
         yield core.machine.syscall(stream_sync(view.device))
     block = _block(limit, view, nbytes)
-    buffer = memoryview(target.reshape(-1).view(np.uint8)) if nbytes else memoryview(b"")
+    buffer = target.reshape(-1).view(np.uint8).data if nbytes else memoryview(b"")
     position = 0
     while position < nbytes:
         step = min(block, nbytes - position)

@@ -16,7 +16,7 @@ from rpcflow.transports.greeting import greet_async
 
 from . import operations
 from .connection import Connection
-from .core import FunctionReference, ModuleReference, ObjectKinds, RemoteReference, SessionCore, wrap
+from .core import FunctionReference, ModuleReference, ObjectKinds, Operation, RemoteReference, SessionCore, wrap
 from .objects import BenchmarkResult, DeviceBase, TensorBase
 from .options import checked_options, constructor_arguments
 
@@ -442,7 +442,7 @@ async def initialize(core: Connection, constructor: Sequence[Any] | None) -> Non
     """Begin the session on a line whose handshake is done."""
     values = core.arguments(constructor_arguments(constructor))
 
-    def operation() -> operations.Operation[None]:
+    def operation() -> Operation[None]:
         yield core.machine.init(values)
 
     await core.run(operation())

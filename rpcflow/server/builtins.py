@@ -166,7 +166,7 @@ class Builtins:
         function = builtin.call if builtin is not None else registry.find(name)
         if function is None:
             raise FunctionNotFoundError(f"the server has no function {name!r}", function=name)
-        return function  # type: ignore[no-any-return]
+        return function
 
     def flush_caches(self, *args: Any) -> None:
         """Push the arguments behind the first out of the processor's caches.

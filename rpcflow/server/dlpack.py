@@ -41,9 +41,11 @@ _DLManagedTensor._fields_ = (
 _held: Final[dict[int, tuple[Any, ...]]] = {}
 
 
-@_Deleter
-def _release(managed: Any) -> None:
+def _forget(managed: Any) -> None:
     _held.pop(ctypes.addressof(managed.contents), None)
+
+
+_release: Final = _Deleter(_forget)
 
 
 _new_capsule: Final = ctypes.pythonapi.PyCapsule_New

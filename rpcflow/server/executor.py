@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from rpcflow import registry
 from rpcflow.backends import BackendError, BackendTable

@@ -14,8 +14,8 @@ from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.protocol.values import U64, Value
 from rpcflow.session.client import ClientMachine
-from rpcflow.transports.greeting import greet
 from rpcflow.transports import Url, find_transport
+from rpcflow.transports.greeting import greet
 from rpcflow.transports.sockets import BlockingSocketChannel
 
 _CHUNK: Final = 1 << 18

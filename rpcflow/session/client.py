@@ -11,7 +11,7 @@ import enum
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 from rpcflow.errors import ConnectionLostError, ProtocolError, RemoteError, RPCError
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
@@ -333,7 +333,7 @@ class ClientMachine:
             # Nobody waits: whatever is asked next fails. What came before it in the same bytes stays good.
             self._end(Event.LOST, ConnectionLostError("the server ended the session"))
 
-    def connection_lost(self, reason: str = "the connection was lost") -> None:
+    def connection_lost(self, reason: str = "the connection was lost") -> NoReturn:
         """The line is gone.
 
         Raises:

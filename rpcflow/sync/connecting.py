@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rpcflow.client.operations import Operation
+from rpcflow.client.core import Operation
 from rpcflow.client.options import checked_options, constructor_arguments
 from rpcflow.errors import WaitTimeoutError
 from rpcflow.session.client import ClientMachine

@@ -7,10 +7,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rpcflow.client import operations
-from rpcflow.client.core import FunctionReference, ModuleReference, ObjectKinds, RemoteReference, SessionCore, wrap
-from rpcflow.client.objects import BenchmarkResult, DeviceBase, TensorBase
 from rpcflow.arrays import data_type, numpy_dtype
+from rpcflow.client import operations
+from rpcflow.client.core import (
+    FunctionReference,
+    ModuleReference,
+    ObjectKinds,
+    RemoteReference,
+    SessionCore,
+    wrap,
+)
+from rpcflow.client.objects import BenchmarkResult, DeviceBase, TensorBase
 from rpcflow.devices import Attribute, device_type
 from rpcflow.protocol.packets import Code
 from rpcflow.registry import tvm_ffi
