@@ -42,6 +42,8 @@ from .values import I32, U64, TypeIndex, Value, check_ndim, decode_tensor, decod
 
 _HEAD: Final = struct.Struct("<Qi")
 _SCRATCH_NBYTES: Final = 1 << 16
+_CALL_FUNC: Final = int(Code.CALL_FUNC)
+_RETURN: Final = int(Code.RETURN)
 
 
 class Direction(enum.Enum):
@@ -104,6 +106,9 @@ class PacketReader:
         self.limits = limits
         self._direction = direction
         self._legal = _LEGAL[direction]
+        # The packet that small calls are made of is worth a way of its own.
+        self._usual = int(Code.CALL_FUNC if direction is Direction.TO_SERVER else Code.RETURN)
+        self._packet_limit = limits.packet_nbytes
         self._view = memoryview(bytearray(_SCRATCH_NBYTES))
         self._start = self._end = 0
         self._wanted = 12  # bytes from _start on without which there is no progress
@@ -233,6 +238,15 @@ class PacketReader:
                 self._wanted = 12
                 return None
             length, code = _HEAD.unpack_from(self._view, start)
+            if code == self._usual and 12 <= length <= self._packet_limit:
+                end = start + 8 + length
+                if self._end < end:
+                    self._wanted = 8 + length
+                    return None
+                self._wanted = 12
+                packet = _decode(code, self._view[start + 12 : end], self.limits)
+                self._start = end
+                return packet
             if length == 0:
                 self._start += 8
                 continue
@@ -445,9 +459,9 @@ def _version(data: memoryview) -> str:
 
 def _decode(code: int, body: memoryview, limits: Limits) -> Packet:
     try:
-        if code == Code.CALL_FUNC:
+        if code == _CALL_FUNC:
             return CallFunc(U64.unpack_from(body)[0], decode_values(body, 8, limits))
-        if code == Code.RETURN:
+        if code == _RETURN:
             return Return(decode_values(body, 0, limits))
         if code >= FIRST_SYSCALL:
             return SysCall(Code(code), decode_values(body, 0, limits))

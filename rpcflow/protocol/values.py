@@ -487,8 +487,12 @@ def decode_values(buf: memoryview, pos: int = 0, limits: Limits = DEFAULT_LIMITS
             raise ProtocolError(f"a packet of {len(buf)} bytes cannot hold {count} values")
         for _ in range(count):
             (index,) = I32.unpack_from(buf, pos)
-            value, pos = decode_value(index, buf, pos + 4, limits)
-            values.append(value)
+            if index == 1:  # an int: the commonest by far
+                values.append(_I64.unpack_from(buf, pos + 4)[0])
+                pos += 12
+            else:
+                value, pos = decode_value(index, buf, pos + 4, limits)
+                values.append(value)
     except struct.error:
         raise ProtocolError("a packet ends in the middle of a value") from None
     if pos != len(buf):

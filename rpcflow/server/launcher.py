@@ -27,17 +27,19 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import attrs
 
 from .config import WorkerConfig
 from .processes import adopt_orphans, children, die_with_parent, open_devices, threads
 from .status import StatusPage
-from .worker import enter, prepare, serve
+from .worker import enter, prepare, redirect, serve
 
 _MESSAGE_NBYTES: Final = 4096
 _FDS: Final = 4
+_SPARE: Final = 0
+"""Number of a worker that waits for a session."""
 _SCRATCH_PREFIX: Final = "rpcflow-"
 
 
@@ -66,13 +68,15 @@ class Launcher:
         self._by_pid: dict[int, _Session] = {}
         self._scratch = tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._old_handlers: dict[int, Any] = {}
+        self._spare: tuple[int, socket.socket] | None = None
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
-        self._old_handlers[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # so that the wakeup descriptor hears of it
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         try:
+            if not self._config.no_fork:
+                self._fork_spare()
             self._tell({"ready": os.getpid()})
             poller = select.poll()
             poller.register(self._control, select.POLLIN)
@@ -108,34 +112,82 @@ class Launcher:
         return True
 
     def _start(self, number: int, fds: list[int]) -> None:
-        folder = tempfile.mkdtemp(prefix="session-", dir=self._scratch)
         try:
-            start = self._spawn if self._config.no_fork else self._fork
-            pid = start(folder, fds)
+            if self._config.no_fork:
+                folder = self._new_folder()
+                try:
+                    pid = self._spawn(folder, fds)
+                except OSError:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+                self._by_pid[pid] = _Session(number, pid, folder)
+            else:
+                self._hand_over(number, fds)
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
             os.write(fds[2], f"a worker cannot be started: {error}\n".encode())
             self._tell({"ended": number, "status": 1 << 8})
-        else:
-            self._by_pid[pid] = _Session(number, pid, folder)
         finally:
             for fd in fds:
                 os.close(fd)
+        if not self._config.no_fork and self._spare is None:
+            try:
+                self._fork_spare()
+            except OSError:
+                pass  # the next session tries again, and says so if it still cannot be
 
-    def _fork(self, folder: str, fds: list[int]) -> int:
+    def _hand_over(self, number: int, fds: list[int]) -> None:
+        """Give a session to the worker that waits for one; to a new one if that has died."""
+        for _ in range(2):
+            pid, line = self._spare or self._fork_spare()
+            self._spare = None
+            with line:
+                try:
+                    socket.send_fds(line, [b"S"], fds)
+                except ConnectionError:
+                    continue
+            if pid in self._by_pid:
+                self._by_pid[pid].number = number
+                return
+        raise OSError("new workers die at once")
+
+    def _new_folder(self) -> str:
+        return tempfile.mkdtemp(prefix="session-", dir=self._scratch)
+
+    def _fork_spare(self) -> tuple[int, socket.socket]:
+        """Fork the next session's worker ahead of its client, who need not wait for that then."""
+        folder = self._new_folder()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
-        pid = os.fork()
-        if pid:
-            return pid
+        with theirs:
+            try:
+                pid = os.fork()
+            except BaseException:
+                ours.close()
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+            if pid:
+                self._by_pid[pid] = _Session(_SPARE, pid, folder)
+                self._spare = (pid, ours)
+                return self._spare
+            self._be_worker(parent, folder, ours, theirs)
+
+    def _be_worker(self, parent: int, folder: str, ours: socket.socket, theirs: socket.socket) -> NoReturn:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for fd in (self._control.detach(), self._wakeup, self._wakeup_write, self._config_fd):
+            for fd in (self._control.detach(), self._wakeup, self._wakeup_write, self._config_fd, ours.detach()):
                 os.close(fd)
+            enter(parent, folder)
+            _, fds, _, _ = socket.recv_fds(theirs, 16, _FDS)
+            theirs.close()
+            if not fds:
+                os._exit(0)  # no client came before the server ended
             sock_fd, ready_fd, stderr_fd, page_fd = fds
-            enter(parent, folder, stderr_fd)
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            redirect(stderr_fd)
             page = StatusPage(page_fd)
             os.close(page_fd)
             if self._config.init_in_worker:
@@ -186,6 +238,11 @@ class Launcher:
             session = self._by_pid.pop(pid, None)
             if session is not None:
                 self._clear_up(session)
+                if session.number == _SPARE:
+                    if self._spare is not None and self._spare[0] == pid:
+                        self._spare[1].close()
+                        self._spare = None
+                    continue
                 self._tell({"ended": session.number, "status": status})
 
     def _clear_up(self, session: _Session) -> None:

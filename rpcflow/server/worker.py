@@ -82,7 +82,7 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
             executor.sent()
         if machine.state in (State.CLOSED, State.FORWARDING):
             return
-        if action is not None:
+        if action is not None and not reader.between_packets:
             continue
         deadline = None if reader.between_packets else time.monotonic() + packet_timeout
         try:
@@ -98,7 +98,7 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
         reader.received(count)
 
 
-def enter(parent: int, folder: str, stderr_fd: int) -> None:
+def enter(parent: int, folder: str) -> None:
     """Make this process a worker: it ends with its launcher, keeps its descendants, and lives in its folder."""
     if os.getsid(0) != os.getpid():
         os.setsid()
@@ -106,11 +106,15 @@ def enter(parent: int, folder: str, stderr_fd: int) -> None:
     adopt_orphans()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
+    os.close(null)
+    os.chdir(folder)
+
+
+def redirect(stderr_fd: int) -> None:
+    """What user code prints goes to whoever keeps a session's last words."""
     os.dup2(stderr_fd, 1)
     os.dup2(stderr_fd, 2)
-    os.close(null)
     os.close(stderr_fd)
-    os.chdir(folder)
 
 
 def prepare(config: WorkerConfig) -> None:
@@ -136,7 +140,8 @@ def prepare(config: WorkerConfig) -> None:
 def main(argv: Sequence[str]) -> int:
     """A worker that was spawned, not forked: descriptors and folder come as arguments."""
     sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder = argv
-    enter(int(parent), folder, int(stderr_fd))
+    enter(int(parent), folder)
+    redirect(int(stderr_fd))
     with os.fdopen(int(config_fd), "rb") as file:
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         config: WorkerConfig = pickle.load(file)  # written by our own supervisor

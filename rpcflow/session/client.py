@@ -7,7 +7,6 @@ be made ahead of answers; answers come in order. Handles that the program has le
 ``drop()``, from any thread and from finalizers, and travel with the next request.
 """
 
-import enum
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +43,7 @@ from rpcflow.protocol.values import (
     Value,
 )
 
-from .table import Automaton, IllegalEventError
+from .table import Automaton, IllegalEventError, Row
 from .wire_errors import FEATURE, from_text
 
 VERSION: Final = "0.8.0"
@@ -53,7 +52,7 @@ MAX_FREES: Final = 256
 because nobody reads while the request is being sent."""
 
 
-class State(enum.Enum):
+class State(Row):
     """Where a session stands, seen from the client."""
 
     NEW = "new"
@@ -63,7 +62,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Event(enum.Enum):
+class Event(Row):
     """What can happen to it: requests of the program, and packets from the server."""
 
     INIT = "InitServer"
@@ -273,6 +272,8 @@ class ClientMachine:
                 if event is None:
                     return
                 self._answer(event)
+                if reader.between_packets:
+                    return
             except IllegalEventError as error:
                 fault = ProtocolError(f"the server sent an answer that nobody waits for: {error}")
                 self._end(Event.FAULT, fault)
@@ -455,7 +456,7 @@ def read_result(values: list[Value]) -> Any:
     if index in (TypeIndex.TENSOR, TypeIndex.DLTENSOR):
         if len(values) == 3 and type(value) is TensorView and type(values[2]) is Pointer:
             return RemoteTensor(value, int(values[2]))
-        if len(values) == 2 and type(value) is TensorView:
+        if index == TypeIndex.DLTENSOR and len(values) == 2 and type(value) is TensorView:
             # Stock servers answer so where a function returns a tensor that it was given.
             text = "the function returned one of its tensor arguments, which the server has no handle for"
             raise RemoteError(text, remote_message=text, remote_type=None, remote_traceback=None)

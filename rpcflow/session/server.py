@@ -7,7 +7,6 @@ action that fails is reported with ``reply_error()``, whatever it was. Handles i
 up and checked by then.
 """
 
-import enum
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -52,13 +51,13 @@ from rpcflow.protocol.values import (
 )
 
 from .handles import Entry, HandleError, HandleTable, Kind
-from .table import Automaton, IllegalEventError
+from .table import Automaton, IllegalEventError, Row
 from .wire_errors import FEATURE, describe, to_text
 
 VERSION: Final = "0.8.0"
 
 
-class State(enum.Enum):
+class State(Row):
     """Where a session stands, seen from the server."""
 
     AWAIT_INIT = "await init"
@@ -70,7 +69,7 @@ class State(enum.Enum):
     CLOSED = "closed"
 
 
-class Event(enum.Enum):
+class Event(Row):
     """What can happen to it: packets from the client, and reports of the driver."""
 
     INIT = "InitServer"
@@ -629,9 +628,10 @@ class ServerMachine:
         if kind in (bytes, bytearray, BulkBytes, FilePayload):
             if kind is bytearray:
                 result = BulkBytes(memoryview(result), None)
-            size = result.nbytes if kind is FilePayload else len(result)
-            if kind is BulkBytes:
-                size = result.data.nbytes
+            if kind is FilePayload:
+                size = result.nbytes
+            else:
+                size = len(result) if kind is bytes else result.data.nbytes
             small = TypeIndex.SMALL_BYTES if size <= SMALL_NBYTES else TypeIndex.BYTES
             return [small.value, result]
         index = _PLAIN.get(kind)

@@ -139,8 +139,14 @@ class BlockingSocketChannel:
             raise self._lost(error) from error
 
     def close(self) -> None:
-        self._open = False
-        self.socket.close()
+        if self._open:
+            self._open = False
+            try:
+                # Closing alone would leave a thread that is inside a call waiting there.
+                self.socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # not connected any more
+            self.socket.close()
 
     def _lost(self, error: OSError) -> ConnectionLostError:
         return lost(error) if self._open else ConnectionLostError("the connection is closed")

@@ -156,9 +156,11 @@ def test_memory_scope_unknown(link: Link) -> None:
     assert link.call("testing.echo", 1) == 1
 
 
-def test_allocation_too_large(link: Link) -> None:
-    with pytest.raises((link.client.RPCError, MemoryError)):
-        link.empty((2**60,), "int8")
+@pytest.mark.parametrize("power", [46, 60])
+def test_allocation_too_large(link: Link, power: int) -> None:
+    refused = () if link.client.name == "stock" else (ValueError,)  # a client may see it before the server
+    with pytest.raises((link.client.RPCError, MemoryError, *refused)):
+        link.empty((2**power,), "int8")
     assert link.call("testing.echo", 1) == 1
 
 
