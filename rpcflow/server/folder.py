@@ -2,6 +2,8 @@
 """A session's files: one folder, and no way out of it but to the folders allowed by name."""
 
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Sequence
 from typing import Final
@@ -11,6 +13,23 @@ from rpcflow.protocol.limits import BULK_NBYTES
 from rpcflow.protocol.values import FilePayload
 
 _CHUNK: Final = 1 << 20
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all in it, whatever its modes have become. What cannot be removed stays."""
+    shutil.rmtree(path, ignore_errors=True)
+    if os.path.lexists(path):
+        for folder, _, _ in os.walk(path, onerror=lambda error: _open_up(str(error.filename))):
+            _open_up(folder)
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_up(folder: str) -> None:
+    try:
+        os.chmod(folder, stat.S_IRWXU)
+    except OSError:
+        pass  # not ours
+
 
 
 class SessionFolder:

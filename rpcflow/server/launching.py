@@ -5,20 +5,22 @@ import json
 import logging
 import os
 import pickle
+import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from typing import Any, Final
 
 import anyio
-import anyio.abc
 
 from rpcflow.errors import RPCError
 
 from .config import WorkerConfig
+from .folder import remove_tree
 
-_MESSAGE_NBYTES: Final = 8192
+_MESSAGE_NBYTES: Final = 1 << 16
 _GRACE: Final = 1.5
 """Seconds a launcher has to kill its workers and end."""
 _log: Final = logging.getLogger("rpcflow.server")
@@ -31,11 +33,13 @@ class LaunchError(RPCError):
 class LauncherProcess:
     """One launcher. Make it with :meth:`start`, run :meth:`run` in a task, end it with :meth:`aclose`."""
 
-    def __init__(self, process: anyio.abc.Process, control: socket.socket) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         self._process = process
         self._control = control
         self._ended: dict[int, Callable[[int], None]] = {}
+        self._scratch: str | None = None
         self.alive = True
+        self.gone = anyio.Event()
 
     @classmethod
     async def start(cls, config: WorkerConfig) -> "LauncherProcess":
@@ -45,39 +49,20 @@ class LauncherProcess:
             LaunchError: they failed.
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs, tempfile.TemporaryFile() as file:
-            ours.setblocking(False)
-            pickle.dump(config, file)
-            file.flush()
-            environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RPCFLOW_LAUNCHER": "1"}
-            environment["PYTHONPATH"] = os.pathsep.join(path for path in config.sys_path if path)
-            try:
-                process = await anyio.open_process(
-                    [
-                        sys.executable,
-                        *(["-X", "dev"] if sys.flags.dev_mode else []),
-                        "-m",
-                        "rpcflow.server.launcher",
-                        str(theirs.fileno()),
-                        str(file.fileno()),
-                        str(os.getpid()),
-                    ],
-                    stdin=-3,
-                    stdout=2,
-                    stderr=None,
-                    pass_fds=(theirs.fileno(), file.fileno()),
-                    start_new_session=True,
-                    env=environment,
-                )
-            except BaseException:
-                ours.close()
-                raise
+        try:
+            with theirs:
+                ours.setblocking(False)
+                process = _start(config, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
         self = cls(process, ours)
         try:
             message = await self._receive()
             if message is None or "ready" not in message:
                 text = message["failed"] if message else "it ended without a word"
                 raise LaunchError(f"the server's worker processes cannot be prepared: {text}")
+            self._scratch = message["scratch"]
         except BaseException:
             await self.aclose()
             raise
@@ -112,9 +97,11 @@ class LauncherProcess:
             if ended is not None:
                 ended(message["status"])
         self.alive = False
+        self.gone.set()
         for ended in list(self._ended.values()):
             ended(-1)
         self._ended.clear()
+        self._clear_up()
 
     async def aclose(self) -> None:
         """End it and all its workers, within two seconds; also when cancelled."""
@@ -122,11 +109,30 @@ class LauncherProcess:
         self._control.close()
         with anyio.CancelScope(shield=True):
             with anyio.move_on_after(_GRACE):
-                await self._process.wait()
-            if self._process.returncode is None:
-                self._process.kill()
-                await self._process.wait()
-            await self._process.aclose()
+                await self._wait()
+            if self._process.poll() is None:
+                # Still importing, say. What imports have started is in its group, mostly.
+                os.killpg(self._process.pid, signal.SIGKILL)
+                await self._wait()
+        self._clear_up()
+
+    async def _wait(self) -> None:
+        """Wait for its end, and reap it."""
+        try:
+            fd = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:
+            pass  # reaped already, here or by somebody else in this program
+        else:
+            try:
+                await anyio.wait_readable(fd)
+            finally:
+                os.close(fd)
+        self._process.wait()
+
+    def _clear_up(self) -> None:
+        """Remove the folder that it could not remove if it was killed."""
+        if self._scratch is not None:
+            remove_tree(self._scratch)
 
     async def _receive(self) -> dict[str, Any] | None:
         while True:
@@ -141,3 +147,29 @@ class LauncherProcess:
                 return None
             message: dict[str, Any] = json.loads(data)
             return message
+
+
+def _start(config: WorkerConfig, control: int) -> subprocess.Popen[bytes]:
+    """Begin its process. By this thread and no other: the kernel's notice of a parent's death, which the launcher
+    asks for, is about the thread that began it, and threads of a pool end when they are idle."""
+    with tempfile.TemporaryFile() as file:
+        pickle.dump(config, file)
+        file.flush()
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RPCFLOW_LAUNCHER": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in config.sys_path if path)
+        return subprocess.Popen(
+            [
+                sys.executable,
+                *(["-X", "dev"] if sys.flags.dev_mode else []),
+                "-m",
+                "rpcflow.server.launcher",
+                str(control),
+                str(file.fileno()),
+                str(os.getpid()),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            pass_fds=(control, file.fileno()),
+            start_new_session=True,
+            env=environment,
+        )

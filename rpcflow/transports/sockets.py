@@ -107,10 +107,8 @@ class BlockingSocketChannel:
                     outgoing.send(sock, NOSIGNAL | DONTWAIT)
                 except BlockingIOError:
                     continue
-        except TimeoutError:
-            raise
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._translated(error) from error
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         receive = self.socket.recv_into
@@ -132,11 +130,12 @@ class BlockingSocketChannel:
                         return count
             if deadline is not None:
                 self._wait(select.POLLIN, deadline)
-            return receive(buffer)
-        except TimeoutError:
-            raise
+            count = receive(buffer)
         except OSError as error:
-            raise self._lost(error) from error
+            raise self._translated(error) from error
+        if not count and not self._open:  # our own close ended it
+            raise ConnectionLostError("the connection is closed")
+        return count
 
     def close(self) -> None:
         if self._open:
@@ -148,7 +147,9 @@ class BlockingSocketChannel:
                 pass  # not connected any more
             self.socket.close()
 
-    def _lost(self, error: OSError) -> ConnectionLostError:
+    def _translated(self, error: OSError) -> Exception:
+        if isinstance(error, TimeoutError) and error.errno is None:
+            return TimeoutError()  # the deadline passed; with a number it is TCP that has given the peer up
         return lost(error) if self._open else ConnectionLostError("the connection is closed")
 
     def _wait(self, event: int, deadline: float) -> None:

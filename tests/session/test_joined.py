@@ -30,7 +30,7 @@ from rpcflow.session.wire_errors import FEATURE
 from .tiny import CPU, TinyServer, joined
 
 U8 = DataType(1, 8)
-SMALL = Limits(packet_nbytes=256, bulk_nbytes=64, value_nbytes=4096)
+SMALL = Limits(packet_nbytes=16384, bulk_nbytes=64)  # an error and its traceback must fit
 FOLLOWED: set[tuple[enum.Enum, enum.Enum]] = set()
 """Rows of both tables that any run has followed."""
 
@@ -42,6 +42,8 @@ values = st.one_of(
     st.text(max_size=100),
     st.binary(max_size=300),
     st.integers(0, 2**64 - 1).map(Pointer),
+    st.integers(16_000, 20_000).map(lambda n: "é" * (n // 2)),
+    st.integers(16_000, 20_000).map(lambda n: b"\0x" * (n // 2)),
 )
 
 
@@ -86,13 +88,13 @@ class JoinedMachines(RuleBasedStateMachine):
         self.server.machine._automaton = Spy(s.TABLE, s.State.AWAIT_INIT)
         self.ask(self.client.init(), lambda value: None)
 
-    @rule(nbytes=st.integers(1, 400))
+    @rule(nbytes=st.one_of(st.integers(1, 400), st.integers(400, 30_000)))
     def some_bytes_up(self, nbytes: int) -> None:
         self.up += joined(self.client.take_outgoing())
         piece, self.up = self.up[:nbytes], self.up[nbytes:]
         self.down += self.server.feed(piece)
 
-    @rule(nbytes=st.integers(1, 400))
+    @rule(nbytes=st.one_of(st.integers(1, 400), st.integers(400, 30_000)))
     def some_bytes_down(self, nbytes: int) -> None:
         piece, self.down = self.down[:nbytes], self.down[nbytes:]
         reader, pos = self.client.reader, 0

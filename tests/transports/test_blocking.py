@@ -301,3 +301,30 @@ def test_many_small_messages_to_and_fro(pair: Pair, spawn: Callable[..., Any]) -
         assert int.from_bytes(take(near, 4), "little") == i
     near.close()
     echoing.result()
+
+
+@pytest.mark.parametrize("kind", ["ipv4"])
+def test_a_peer_that_tcp_gave_up_is_lost_not_late(pair: Pair) -> None:
+    """ETIMEDOUT is Python's TimeoutError too; here that word is for deadlines."""
+    import errno
+
+    class GivenUp:
+        def fileno(self) -> int:
+            return 1
+
+        def recv_into(self, *args: Any) -> int:
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+        def sendmsg(self, *args: Any) -> int:
+            raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    near, _ = pair
+    assert isinstance(near, BlockingSocketChannel)
+    sock, near.socket = near.socket, GivenUp()  # type: ignore[assignment]
+    try:
+        with pytest.raises(ConnectionLostError, match="timed out"):
+            near.receive_into(memoryview(bytearray(1)))
+        with pytest.raises(ConnectionLostError, match="timed out"):
+            near.send([b"a", b"b"])
+    finally:
+        near.socket = sock
