@@ -28,17 +28,19 @@ def numpy_dtype(dtype: DataType) -> np.dtype[Any]:
         return np.dtype(np.uint64)
     scalar = DataType(dtype.code, dtype.bits)
     name = str(scalar)
+    made: np.dtype[Any] | None = None
     if dtype.code in _PLAIN:
         try:
-            return np.dtype(name)
+            made = np.dtype(name)
         except TypeError:
-            pass  # int4 and the like: ml_dtypes may have it
-    import ml_dtypes
+            pass  # ml_dtypes may have it
+    if made is None:
+        import ml_dtypes
 
-    kind = getattr(ml_dtypes, name, None)
-    if kind is None or np.dtype(kind).itemsize * 8 != dtype.bits:
+        kind = getattr(ml_dtypes, name, None)
+        made = None if kind is None else np.dtype(kind)
+    if made is None or made.itemsize * 8 != dtype.bits:
         raise TypeError(f"NumPy has no dtype for {dtype}; take its bytes by view(shape, 'uint8')")
-    made: np.dtype[Any] = np.dtype(kind)
     return made
 
 

@@ -15,6 +15,7 @@ from rpcflow.protocol.values import Device, FilePayload, TypeIndex
 from rpcflow.session.handles import Kind
 from rpcflow.session.server import Given
 
+from . import modules
 from .evaluator import Settings, evaluate
 from .folder import FileSink, SessionFolder
 from .linking import linked
@@ -94,10 +95,7 @@ class Builtins:
 
     def load_module(self, name: str) -> Given:
         """Load a compiled module; objects are linked first."""
-        ffi = registry.tvm_ffi()
-        if ffi is None:
-            raise RuntimeError("modules are loaded by apache-tvm-ffi: pip install 'rpcflow[server]' on the device")
-        module = ffi.load_module(linked(self.folder.existing(str(name))))
+        module = modules.load(linked(self.folder.existing(str(name))))
         return Given(TypeIndex.MODULE, Kind.MODULE, module)
 
     def download_linked_module(self, name: str) -> Any:

@@ -3,7 +3,7 @@
 
 import os
 import shutil
-import stat
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from typing import Final
@@ -16,20 +16,17 @@ _CHUNK: Final = 1 << 20
 
 
 def remove_tree(path: str) -> None:
-    """Remove a folder and all in it, whatever its modes have become. What cannot be removed stays."""
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):
-        for folder, _, _ in os.walk(path, onerror=lambda error: _open_up(str(error.filename))):
-            _open_up(folder)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _open_up(folder: str) -> None:
+    """Remove a folder and all in it, whatever its modes and however deep it is. What is not ours to remove stays."""
     try:
-        os.chmod(folder, stat.S_IRWXU)
-    except OSError:
-        pass  # not ours
-
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        pass  # for the tools below depth is no matter
+    if os.path.lexists(path):
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            try:
+                subprocess.run([*command, "--", path], stderr=subprocess.DEVNULL, check=False)
+            except OSError:
+                pass  # there is no such tool
 
 
 class SessionFolder:

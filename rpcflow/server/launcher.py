@@ -7,7 +7,9 @@ It is told what to do over a socket of whole messages, each a JSON object:
 ``{"start": id}`` and four descriptors                  begin a session: client's socket, where to say that it is
                                                         ready, where its errors go, its status page
 ``{"kill": id}``                                        end it
-``{"ready": pid}`` / ``{"failed": text}``               (to the supervisor) imports are done / have failed
+``{"ready": pid, "scratch": path}``                     (to the supervisor) imports are done; sessions' folders are
+                                                        in this one
+``{"failed": text}``                                    (to the supervisor) imports have failed
 ``{"ended": id, "status": wait status}``                (to the supervisor) a worker and all it started are gone
 ======================================================  =====================================================
 
@@ -18,9 +20,7 @@ import array
 import gc
 import json
 import os
-import pickle
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -32,9 +32,10 @@ from typing import Any, Final, NoReturn
 import attrs
 
 from .config import WorkerConfig
+from .folder import remove_tree
 from .processes import adopt_orphans, children, die_with_parent, open_devices, threads
 from .status import StatusPage
-from .worker import enter, prepare, redirect, serve
+from .worker import enter, prepare, read_config, redirect, run_and_end, serve
 
 _MESSAGE_NBYTES: Final = 4096
 _FDS: Final = 4
@@ -59,13 +60,19 @@ class Launcher:
         control: the supervisor's end of things.
         config: what workers are told.
         config_fd: the file it came from, for workers that are spawned.
+        supervisor: becomes readable when the supervisor has ended. The control socket alone would not tell if the
+            program has forked: its children have the supervisor's end of it too.
     """
 
-    def __init__(self, control: socket.socket, config: WorkerConfig, config_fd: int) -> None:
+    def __init__(
+        self, control: socket.socket, config: WorkerConfig, config_fd: int, supervisor: int | None = None
+    ) -> None:
         self._control = control
+        self._supervisor = supervisor
         self._config = config
         self._config_fd = config_fd
         self._by_pid: dict[int, _Session] = {}
+        self._own = set(children())  # what the callback has started lives as long as the server
         self._scratch = tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._spare: tuple[int, socket.socket] | None = None
@@ -77,16 +84,18 @@ class Launcher:
         try:
             if not self._config.no_fork:
                 self._fork_spare()
-            self._tell({"ready": os.getpid()})
+            self._tell({"ready": os.getpid(), "scratch": self._scratch})
             poller = select.poll()
             poller.register(self._control, select.POLLIN)
             poller.register(self._wakeup, select.POLLIN)
+            if self._supervisor is not None:
+                poller.register(self._supervisor, select.POLLIN)
             while True:
                 for fd, _ in poller.poll():
                     if fd == self._wakeup:
                         os.read(self._wakeup, 4096)
                         self._reap()
-                    elif not self._command():
+                    elif fd == self._supervisor or not self._command():
                         return
         except ConnectionError:
             return
@@ -118,7 +127,7 @@ class Launcher:
                 try:
                     pid = self._spawn(folder, fds)
                 except OSError:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove_tree(folder)
                     raise
                 self._by_pid[pid] = _Session(number, pid, folder)
             else:
@@ -163,7 +172,7 @@ class Launcher:
                 pid = os.fork()
             except BaseException:
                 ours.close()
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_tree(folder)
                 raise
             if pid:
                 self._by_pid[pid] = _Session(_SPARE, pid, folder)
@@ -172,13 +181,14 @@ class Launcher:
             self._be_worker(parent, folder, ours, theirs)
 
     def _be_worker(self, parent: int, folder: str, ours: socket.socket, theirs: socket.socket) -> NoReturn:
-        status = 1
-        try:
+        def work() -> None:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             for fd in (self._control.detach(), self._wakeup, self._wakeup_write, self._config_fd, ours.detach()):
                 os.close(fd)
+            if self._supervisor is not None:
+                os.close(self._supervisor)
             enter(parent, folder)
             _, fds, _, _ = socket.recv_fds(theirs, 16, _FDS)
             theirs.close()
@@ -193,15 +203,8 @@ class Launcher:
             if self._config.init_in_worker:
                 prepare(self._config)
             serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config)
-            status = 0
-        except BaseException:  # nothing may get back into the launcher's own code
-            traceback.print_exc()
-        finally:
-            try:
-                sys.stdout.flush()
-                sys.stderr.flush()
-            finally:
-                os._exit(status)
+
+        run_and_end(work)  # nothing may get back into the launcher's own code
 
     def _spawn(self, folder: str, fds: list[int]) -> int:
         handed = [*fds, self._config_fd]
@@ -230,14 +233,21 @@ class Launcher:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                gone = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if gone is None:
                 return
-            session = self._by_pid.pop(pid, None)
+            pid = gone.si_pid
+            session = self._by_pid.get(pid)
             if session is not None:
-                self._clear_up(session)
+                _kill_group(pid)  # before it is reaped: until then its number is nobody else's
+            _, status = os.waitpid(pid, 0)
+            self._own.discard(pid)
+            if session is not None:
+                del self._by_pid[pid]
+                self._kill_strays()
+                remove_tree(session.folder)
                 if session.number == _SPARE:
                     if self._spare is not None and self._spare[0] == pid:
                         self._spare[1].close()
@@ -245,19 +255,11 @@ class Launcher:
                     continue
                 self._tell({"ended": session.number, "status": status})
 
-    def _clear_up(self, session: _Session) -> None:
+    def _kill_strays(self) -> None:
         """A worker is gone: so shall be all it started. Its descendants have become our children by now, and killing
         one may bring us more."""
-        try:
-            os.killpg(session.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it was alone in its group
-        self._kill_strays()
-        shutil.rmtree(session.folder, ignore_errors=True)
-
-    def _kill_strays(self) -> None:
         while True:
-            strays = [pid for pid in children() if pid not in self._by_pid]
+            strays = [pid for pid in children() if pid not in self._by_pid and pid not in self._own]
             if not strays:
                 return
             for pid in strays:
@@ -266,15 +268,33 @@ class Launcher:
 
     def _end_all(self) -> None:
         for pid in self._by_pid:
-            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
         for pid in list(self._by_pid):
             os.waitpid(pid, 0)
         self._by_pid.clear()
+        self._own.clear()
         self._kill_strays()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        remove_tree(self._scratch)
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._control.send(json.dumps(message).encode())
+
+
+def _kill_group(pid: int) -> None:
+    """End a worker, which may not lead its group yet, and whoever is in that."""
+    os.kill(pid, signal.SIGKILL)
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass  # there is no such group, or what is left in it has become another user's
+
+
+def _watch_process(pid: int) -> int | None:
+    """A descriptor that becomes readable when a process ends; None where the system has none."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
 
 
 def _interpreter_flags() -> list[str]:
@@ -289,9 +309,7 @@ def main(argv: Sequence[str]) -> int:
         os.set_inheritable(fd, False)
     die_with_parent(supervisor)  # while imports run, which nobody can be asked to stop
     control = socket.socket(fileno=control_fd)
-    os.lseek(config_fd, 0, os.SEEK_SET)
-    with os.fdopen(os.dup(config_fd), "rb") as file:
-        config: WorkerConfig = pickle.load(file)  # written by our own supervisor
+    config = read_config(config_fd)
     sys.path[:] = config.sys_path
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -310,9 +328,10 @@ def main(argv: Sequence[str]) -> int:
                 )
                 for fd in (control_fd, config_fd):
                     os.set_inheritable(fd, True)
+                _flush()
                 flags = [sys.executable, *_interpreter_flags(), "-m", "rpcflow.server.launcher"]
                 os.execv(sys.executable, [*flags, *argv[:3], "late"])
-    except Exception:
+    except (Exception, SystemExit):
         text = traceback.format_exc()
         control.send(json.dumps({"failed": text[-3000:]}).encode())
         return 1
@@ -322,10 +341,28 @@ def main(argv: Sequence[str]) -> int:
     if os.getppid() != supervisor:
         return 1
     adopt_orphans()
+    if late:
+        _end_children()
+    _flush()  # what stood in a buffer would be every worker's
     gc.collect()
     gc.freeze()
-    Launcher(control, config, config_fd).run()
+    Launcher(control, config, config_fd, _watch_process(supervisor)).run()
     return 0
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # nobody reads it any more
+
+
+def _end_children() -> None:
+    """What the callback had started before it was left to the workers, who start their own."""
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 
 import mmap
 import os
+import struct
 from typing import Final
 
 _SENDING: Final = 0
 _STRUCTURED: Final = 1
 _CALLING: Final = 2
 _LABEL_SIZE: Final = 3
-_LABEL: Final = 4
+_PID: Final = struct.Struct("<4xI")
+_LABEL: Final = 8
 _LABEL_NBYTES: Final = 200
 _NBYTES: Final = mmap.PAGESIZE
 
@@ -25,7 +27,11 @@ class StatusPage:
     def create() -> int:
         """The descriptor of a new page."""
         fd = os.memfd_create("rpcflow-session", os.MFD_CLOEXEC)
-        os.truncate(fd, _NBYTES)
+        try:
+            os.truncate(fd, _NBYTES)
+        except BaseException:
+            os.close(fd)
+            raise
         return fd
 
     def close(self) -> None:
@@ -37,7 +43,7 @@ class StatusPage:
         page = self._page
         if label is not self._label:
             self._label = label
-            data = label.encode()[:_LABEL_NBYTES]
+            data = label.encode(errors="replace")[:_LABEL_NBYTES]  # a name of user code may be anything
             page[_LABEL_SIZE] = len(data)
             page[_LABEL : _LABEL + len(data)] = data
         page[_CALLING] = 1
@@ -53,6 +59,15 @@ class StatusPage:
     def set_structured(self) -> None:
         """The client reads structured errors."""
         self._page[_STRUCTURED] = 1
+
+    def set_pid(self, pid: int) -> None:
+        """The worker is this process, and leads a group of its own."""
+        _PID.pack_into(self._page, 0, pid)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process and group; 0 before it has begun."""
+        return int(_PID.unpack_from(self._page)[0])
 
     @property
     def sending(self) -> bool:

@@ -6,8 +6,9 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from typing import Final
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
@@ -21,14 +22,12 @@ from .folder import SessionFolder
 from .processes import adopt_orphans, die_with_parent
 from .status import StatusPage
 
-PROTOCOL_FAULT: Final = 0
-"""Exit status after a client that does not keep to the protocol was told so: not a crash."""
-
 
 def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, config: WorkerConfig) -> None:
     """Serve one session from the answer to its key to its end."""
     from .forward import Forwarding
 
+    page.set_pid(os.getpid())
     sock.setblocking(True)  # the supervisor, who has it too, no longer reads from it
     forwarding: list[Forwarding] = []
     channel = BlockingSocketChannel(sock, config.poll)
@@ -36,9 +35,11 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
         SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args))
     )
     machine = executor.machine
+    page.set_sending(True)
     channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
     os.write(ready_fd, b"R")
     os.close(ready_fd)
+    page.set_sending(False)
     try:
         _serve(channel, executor, page, config.packet_timeout)
         if machine.state is State.FORWARDING:
@@ -142,9 +143,8 @@ def main(argv: Sequence[str]) -> int:
     sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder = argv
     enter(int(parent), folder)
     redirect(int(stderr_fd))
-    with os.fdopen(int(config_fd), "rb") as file:
-        os.lseek(file.fileno(), 0, os.SEEK_SET)
-        config: WorkerConfig = pickle.load(file)  # written by our own supervisor
+    config = read_config(int(config_fd))
+    os.close(int(config_fd))
     sys.path[:] = config.sys_path
     prepare(config)
     page = StatusPage(int(page_fd))
@@ -153,5 +153,30 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def read_config(fd: int) -> WorkerConfig:
+    """What the supervisor has written. Spawned workers share the file and its position: that is left alone."""
+    data = bytearray()
+    while chunk := os.pread(fd, 1 << 20, len(data)):
+        data += chunk
+    config: WorkerConfig = pickle.loads(data)
+    return config
+
+
+def run_and_end(work: Callable[[], object]) -> NoReturn:
+    """Do a worker's work, and end at once: threads and exit handlers that user code has left have no say."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except BaseException:  # its last words
+        traceback.print_exc()
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_and_end(lambda: main(sys.argv[1:]))

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, NoReturn
 
-from rpcflow.errors import ConnectionLostError, ProtocolError, RemoteError, RPCError
+from rpcflow.errors import (
+    ConnectionLostError,
+    ProtocolError,
+    RemoteError,
+    RPCError,
+    RPCSessionTimeoutError,
+    SessionCrashedError,
+)
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import (
     Code,
@@ -305,6 +312,9 @@ class ClientMachine:
                 # Unasked words come before the line is closed: they answer whatever is asked next.
                 self.lost = error
                 return
+            if isinstance(error, _LAST_WORDS):
+                # Nothing more will be answered. This one may have been a free, whose answer nobody reads.
+                self.lost = error
             request = pending.popleft()
             request.error = error
             request.done = True
@@ -434,6 +444,9 @@ class ClientMachine:
 
     def _read_feature(self, values: list[Value]) -> None:
         self.structured = bool(_read_pointer(values))
+
+
+_LAST_WORDS: Final = (RPCSessionTimeoutError, SessionCrashedError, ProtocolError)
 
 
 def read_result(values: list[Value]) -> Any:

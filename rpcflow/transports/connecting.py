@@ -5,8 +5,9 @@ import errno
 import os
 import select
 import socket
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from rpcflow.errors import ConnectionLostError
 
@@ -15,6 +16,8 @@ from .sockets import wait_for
 Address = tuple[int, int, int, Any]
 """Family, type, protocol and address of a socket."""
 _UNDER_WAY = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EAGAIN)
+_PAUSE: Final = 0.01
+"""Seconds between attempts where the queue of a Unix listener is full: nothing tells when there is room."""
 
 
 def resolve_blocking(host: str, port: int) -> list[Address]:
@@ -59,6 +62,9 @@ def connect_blocking(addresses: Sequence[Address], what: str, deadline: float | 
         try:
             sock.setblocking(False)
             code = sock.connect_ex(address)
+            while code == errno.EAGAIN and _is_unix(family):
+                time.sleep(_pause(deadline))
+                code = sock.connect_ex(address)
             if code in _UNDER_WAY:
                 wait_for(sock, getattr(select, "POLLOUT", 4), deadline if deadline is not None else float("inf"))
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -88,6 +94,9 @@ async def connect(addresses: Sequence[Address], what: str) -> socket.socket:
         try:
             sock.setblocking(False)
             code = sock.connect_ex(address)
+            while code == errno.EAGAIN and _is_unix(family):
+                await anyio.sleep(_PAUSE)
+                code = sock.connect_ex(address)
             if code in _UNDER_WAY:
                 await anyio.wait_writable(sock)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -102,6 +111,17 @@ async def connect(addresses: Sequence[Address], what: str) -> socket.socket:
         else:
             return sock
     raise _refused(what, last)
+
+
+def _is_unix(family: int) -> bool:
+    # There EAGAIN does not mean that anything is under way, but that the listener's queue is full.
+    return family == getattr(socket, "AF_UNIX", None)
+
+
+def _pause(deadline: float | None) -> float:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise TimeoutError
+    return _PAUSE
 
 
 def _refused(what: str, error: OSError | None) -> ConnectionLostError:

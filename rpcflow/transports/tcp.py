@@ -21,20 +21,26 @@ class TcpTransport:
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncSocketChannel":
         from .async_sockets import AsyncSocketChannel  # not needed by blocking programs and workers
 
-        sock = await connecting.connect(await connecting.resolve(url.host, url.port), str(url))
+        sock = await connecting.connect(await connecting.resolve(_host(url), url.port), str(url))
         tune(sock)
         return AsyncSocketChannel(sock, poll)
 
     def connect_blocking(
         self, url: Url, *, deadline: float | None = None, poll: bool | None = None
     ) -> BlockingSocketChannel:
-        addresses = connecting.resolve_blocking(url.host, url.port)
+        addresses = connecting.resolve_blocking(_host(url), url.port)
         sock = connecting.connect_blocking(addresses, str(url), deadline)
         tune(sock)
         return BlockingSocketChannel(sock, poll)
 
 
 transport: Final = TcpTransport()
+
+
+def _host(url: Url) -> str:
+    if not url.host:
+        raise ValueError(f"{url} has no host")
+    return url.host
 
 
 def listen(

@@ -2,7 +2,7 @@
 """Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port."""
 
 from typing import Final
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import attrs
 
@@ -37,16 +37,21 @@ class Url:
         """
         if not isinstance(url, str) or not url:
             raise ValueError(f"{url!r} is neither a host nor a URL such as tcp://host:9091")
+        if url.startswith("unix:"):
+            return cls("unix", path=_unix_path(url))
         if "://" not in url:
-            if url.startswith("unix:"):
-                return cls("unix", path=url.removeprefix("unix:"))
-            return cls("tcp", host=url.removeprefix("[").removesuffix("]"), port=_port(url, port, default_port))
+            host = url.removeprefix("[").removesuffix("]")
+            if not host:
+                raise ValueError(f"{url!r} is not a host")
+            return cls("tcp", host=host, port=_port(url, port, default_port))
         parts = urlsplit(url)
         try:
             own_port = parts.port
         except ValueError as error:
             raise ValueError(f"{url!r}: {error}") from None
         query = tuple(parse_qsl(parts.query))
+        if not parts.scheme:
+            raise ValueError(f"{url!r} has no scheme")
         if parts.netloc and not parts.hostname:
             raise ValueError(f"{url!r} has no host")
         if not parts.netloc:
@@ -63,8 +68,22 @@ class Url:
         )
 
     def __str__(self) -> str:
+        if self.scheme == "unix":
+            return f"unix://{self.path}" if self.path.startswith("/") else f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}" if host else f"{self.scheme}://{self.path}"
+        query = f"?{urlencode(self.query)}" if self.query else ""
+        return f"{self.scheme}://{f'{host}:{self.port}' if host else ''}{self.path}{query}"
+
+
+def _unix_path(url: str) -> str:
+    path = url.removeprefix("unix:")
+    if path.startswith("//"):
+        path = path.removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError(f"{url!r}: what follows unix:// is an absolute path, as in unix:///path")
+    if not path:
+        raise ValueError(f"{url!r} has no path")
+    return path
 
 
 def _port(url: str, port: int | None, default: int) -> int:

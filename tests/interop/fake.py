@@ -134,9 +134,7 @@ class FakeServer:
 
 
 def _is_optional(request: Packet) -> bool:
-    return request.code in OPTIONAL or (
-        request.code == wire.FIND and request.parts[0][1].decode() == SIZE_LOOKUP
-    )
+    return request.code in OPTIONAL or (request.code == wire.FIND and request.parts[0][1].decode() == SIZE_LOOKUP)
 
 
 def _show(request: Packet) -> str:

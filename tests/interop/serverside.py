@@ -122,9 +122,7 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
                 return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
         def many_kinds(*values: Any) -> Any:
-            return "|".join(
-                str(value) if not isinstance(value, bytes | bytearray) else value.hex() for value in values
-            )
+            return "|".join(str(value) if not isinstance(value, bytes | bytearray) else value.hex() for value in values)
 
         def touch(tensor: Any) -> Any:
             host(tensor)[...] = 1

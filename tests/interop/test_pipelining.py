@@ -6,6 +6,7 @@ import random
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -29,8 +30,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def line(kind: str, servers: Servers) -> Line:
-    return Line(servers.port(kind))
+def line(kind: str, servers: Servers) -> Iterator[Line]:
+    opened = Line(servers.port(kind))
+    yield opened
+    opened.close()
 
 
 def found(line: Line) -> int:
@@ -103,8 +106,7 @@ def test_exceptions_do_not_cancel_what_is_queued(line: Line) -> None:
     echo, fail = begin(line, "testing.echo", "rpc.test.except")
     line.socket.sendall(
         b"".join(
-            wire.call(echo, wire.integer(n)) if n % 3 else wire.call(fail, wire.string(f"no {n}"))
-            for n in range(60)
+            wire.call(echo, wire.integer(n)) if n % 3 else wire.call(fail, wire.string(f"no {n}")) for n in range(60)
         )
     )
     for n in range(60):
@@ -128,9 +130,7 @@ def test_zero_length_packets_between(line: Line) -> None:
 def test_calls_with_lookups_and_frees_between(line: Line) -> None:
     (echo,) = begin(line, "testing.echo")
     line.socket.sendall(
-        b"".join(
-            wire.find("testing.nop") + wire.call(echo, wire.integer(n)) + wire.free(0) for n in range(50)
-        )
+        b"".join(wire.find("testing.nop") + wire.call(echo, wire.integer(n)) + wire.free(0) for n in range(50))
     )
     handles = []
     for n in range(50):
@@ -197,7 +197,7 @@ def test_closed_between_packets(kind: str, servers: Servers) -> None:
     for _ in range(3):
         line = Line(servers.port(kind))
         begin(line, "testing.echo")
-        line.socket.close()
+        line.close()
     line = Line(servers.port(kind))
     begin(line, "testing.nop")
     end(line)

@@ -37,8 +37,9 @@ def everything(link: Link) -> None:
     assert link.call("rpc.test.add_to_lhs", 10)(5) == 15
     shape = link.call("ffi.Shape", 2, 3)
     assert link.call("rpc.testing.GetShapeSize", shape) == 2
-    with pytest.raises(link.client.RPCError, match="bang"):
+    with pytest.raises(link.client.RPCError, match="bang") as caught:
         link.call("rpc.test.except", "bang")
+    assert "rpcflow-error" not in str(caught.value)  # a form that only two rpcflow ends agree on
     with pytest.raises(AttributeError):
         link.fn("no.such.function")
     link.session.upload(bytearray(b"data"), "x.bin")

@@ -97,9 +97,7 @@ def test_returned_dtype(link: Link) -> None:
     assert str(link.call("wire.ret_dtype")) == "float16"
 
 
-@pytest.mark.parametrize(
-    ("kind", "number"), [(1, 0), (1, 3), (2, 0), (4, 1), (7, 0), (10, 2), (12, 0), (16, 0)]
-)
+@pytest.mark.parametrize(("kind", "number"), [(1, 0), (1, 3), (2, 0), (4, 1), (7, 0), (10, 2), (12, 0), (16, 0)])
 def test_echo_device(link: Link, kind: int, number: int) -> None:
     device = link.session.device(kind, number)
     assert link.client.device_numbers(device) == (kind, number)

@@ -385,10 +385,22 @@ def test_last_words_answer_the_request_under_way() -> None:
     server.answer(ExceptionPacket("RPCSessionTimeoutError: over"))
     with pytest.raises(RPCSessionTimeoutError):
         first.result()
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(RPCSessionTimeoutError):
         server.machine.connection_lost()
-    with pytest.raises(ConnectionLostError):
+    with pytest.raises(RPCSessionTimeoutError):
         second.result()
+
+
+def test_last_words_that_answer_a_free_are_not_lost() -> None:
+    server = Scripted()
+    server.machine.drop(5)
+    request = server.machine.call(1, [])
+    server.answer(ExceptionPacket("RPCSessionTimeoutError: over"))
+    assert not request.done
+    with pytest.raises(RPCSessionTimeoutError):
+        server.machine.connection_lost()
+    with pytest.raises(RPCSessionTimeoutError):
+        request.result()
 
 
 def test_last_words_outlive_the_line() -> None:

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading compiled modules, and TVM's runtime for those that need it."""
+
+import ctypes
+import importlib.util
+import mmap
+import os
+from typing import Any, Final
+
+from rpcflow import registry
+from rpcflow.errors import RPCError
+
+_RUNTIME_SYMBOL: Final = b"TVMBackend"
+"""In the names of what TVM-compiled code takes from TVM's runtime: parallel loops, workspaces. Kernels without them
+need tvm-ffi alone. A module that needs the runtime and is loaded without it dies of a null pointer when called."""
+_RUNTIME_FUNCTION: Final = "runtime.GetDeviceAttr"
+_RUNTIME_FILES: Final = ("libtvm_runtime.so", "libtvm.so", "libtvm_runtime.dylib", "libtvm.dylib")
+
+
+class ModuleError(RPCError):
+    """A module cannot be loaded here."""
+
+
+def load(path: str) -> Any:
+    """The module in a shared library.
+
+    Raises:
+        ModuleError: tvm-ffi is not installed, or the module needs TVM's runtime and that is not.
+    """
+    ffi = registry.tvm_ffi()
+    if ffi is None:
+        raise ModuleError("modules are loaded by apache-tvm-ffi: pip install 'rpcflow[server]' on the device")
+    if _needs_runtime(path) and not _runtime_is_loaded():
+        runtime = _find_runtime()
+        if runtime is None:
+            raise ModuleError(
+                f"{os.path.basename(path)!r} needs TVM's runtime (it has parallel loops or workspaces): install "
+                "apache-tvm on the device, or name its libtvm_runtime.so in --load-library"
+            )
+        ctypes.CDLL(runtime, ctypes.RTLD_GLOBAL)
+    return ffi.load_module(path)
+
+
+def _needs_runtime(path: str) -> bool:
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(_RUNTIME_SYMBOL) >= 0
+
+
+def _runtime_is_loaded() -> bool:
+    if hasattr(ctypes.CDLL(None), "TVMBackendParallelLaunch"):
+        return True
+    return registry.find(_RUNTIME_FUNCTION) is not None
+
+
+def _find_runtime() -> str | None:
+    """The runtime library of an installed apache-tvm, without importing that."""
+    spec = importlib.util.find_spec("tvm")
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for sub in ("lib", "", ".."):
+            for name in _RUNTIME_FILES:
+                path = os.path.join(folder, sub, name)
+                if os.path.isfile(path):
+                    return path
+    return None
