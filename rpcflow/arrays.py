@@ -17,7 +17,8 @@ _PLAIN: Final = {
 
 
 def numpy_dtype(dtype: DataType) -> np.dtype[Any]:
-    """NumPy's dtype for one lane of ``dtype``; bfloat16, float8 and the like by ml_dtypes.
+    """NumPy's dtype for one lane of ``dtype``; bfloat16, float8 and the like by ml_dtypes. What has fewer than 8 bits
+    takes a byte there: see :func:`packed`.
 
     Raises:
         TypeError: NumPy has none.
@@ -39,7 +40,7 @@ def numpy_dtype(dtype: DataType) -> np.dtype[Any]:
 
         kind = getattr(ml_dtypes, name, None)
         made = None if kind is None else np.dtype(kind)
-    if made is None or made.itemsize * 8 != dtype.bits:
+    if made is None or made.itemsize != scalar.itemsize:
         raise TypeError(f"NumPy has no dtype for {dtype}; take its bytes by view(shape, 'uint8')")
     return made
 
@@ -52,6 +53,8 @@ def data_type(dtype: Any) -> DataType:
     """
     if isinstance(dtype, DataType):
         return dtype
+    if hasattr(dtype, "type_code"):  # tvm_ffi.dtype
+        return DataType(int(dtype.type_code), int(dtype.bits), int(dtype.lanes))
     try:
         if isinstance(dtype, str):
             return DataType.parse(str(dtype))
@@ -77,6 +80,23 @@ def to_numpy(array: Any) -> npt.NDArray[Any]:
     if result.dtype == object:
         raise TypeError(f"a {type(array).__name__} is not an array of numbers")
     return result
+
+
+def packed(data: memoryview, bits: int) -> memoryview:
+    """Elements of fewer than 8 bits, which NumPy keeps one to a byte, one after another from the lowest bit on."""
+    each = np.unpackbits(np.frombuffer(data, np.uint8).reshape(-1, 1), axis=1, bitorder="little")
+    return memoryview(np.packbits(each[:, :bits], bitorder="little"))
+
+
+def unpacked(data: memoryview, bits: int, target: memoryview, signed: bool) -> None:
+    """The reverse of :func:`packed`, into ``target``."""
+    count = len(target)
+    each = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
+    whole = np.packbits(each, axis=1, bitorder="little").reshape(-1)
+    if signed:
+        sign = 1 << (bits - 1)
+        whole = (whole ^ sign) - np.uint8(sign)
+    target[:] = memoryview(whole)
 
 
 def contiguous_bytes(array: npt.NDArray[Any]) -> memoryview:

@@ -224,7 +224,10 @@ class _Deadline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._scope is None or not self._scope.__exit__(kind, error, trace):
+        if self._scope is None:
+            return
+        self._scope.__exit__(kind, error, trace)  # what this gives says nothing: trio's is true without an error too
+        if not self._scope.cancelled_caught:
             return
         connection = self._connection
         if self._is_call:

@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
+import numpy as np
 
 from rpcflow.arrays import data_type
 from rpcflow.errors import ConnectionLostError, FunctionNotFoundError, RPCError, RPCSessionTimeoutError
@@ -112,13 +113,15 @@ class SessionCore:
             return bytes_value(arg)
         if isinstance(arg, Device):
             return Device(*arg)
+        if hasattr(arg, "type_code") or isinstance(arg, np.dtype):  # tvm_ffi.dtype is a str too
+            return data_type(arg)
         if isinstance(arg, bool | int | float | str):
             return _without_subclass(arg)
         if hasattr(arg, "dlpack_device_type") and hasattr(arg, "index"):  # tvm_ffi.Device
             return Device(int(arg.dlpack_device_type()), int(arg.index))
         if hasattr(arg, "item") and getattr(arg, "ndim", None) == 0 and not hasattr(arg, "copyfrom"):
             return self._argument(i, arg.item()) if type(arg.item()) not in _AS_THEY_ARE else arg.item()
-        if isinstance(arg, type) or hasattr(arg, "type_code"):
+        if isinstance(arg, type):
             return data_type(arg)
         raise TypeError(f"argument {i}: a {type(arg).__name__} does not travel over RPC")
 
@@ -248,7 +251,8 @@ def wrap(core: SessionCore, value: Any, kinds: "ObjectKinds", label: str = "") -
         return kinds.tensor(core, value.view, value.number)
     if type(value) is Device:
         return kinds.device(core, value.dev_type, value.dev_id)
-    return value
+    # Long bytes are received into memory that grows; a result's kind must not depend on its length.
+    return bytes(value) if type(value) is bytearray else value
 
 
 @attrs.frozen

@@ -2,6 +2,7 @@
 """Remote devices and tensors, as far as they are the same in both APIs."""
 
 import math
+import operator
 import statistics
 import struct
 from collections.abc import Sequence
@@ -160,7 +161,7 @@ def checked_shape(shape: Sequence[int] | int) -> tuple[int, ...]:
         TypeError: an extent is no int.
     """
     extents = (shape,) if isinstance(shape, int) else tuple(shape)
-    checked = tuple(extent.__index__() for extent in extents)
+    checked = tuple(operator.index(extent) for extent in extents)
     if any(extent < 0 for extent in checked) or math.prod(checked) >= 1 << 60:
         raise ValueError(f"{extents} is not the shape of a tensor")
     return checked

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rpcflow.arrays import contiguous_bytes, data_type, numpy_dtype, to_numpy
+from rpcflow.arrays import contiguous_bytes, data_type, numpy_dtype, packed, to_numpy, unpacked
 from rpcflow.devices import Attribute
 from rpcflow.errors import ProtocolError, RPCError
-from rpcflow.protocol.dtype import DataType
+from rpcflow.protocol.dtype import DataType, DTypeCode
 from rpcflow.protocol.packets import Code, SysCall, alloc_with_scope, copy_among, stream_sync
 from rpcflow.protocol.sinks import ViewSink
 from rpcflow.protocol.values import Device, ModuleRef, Pointer, TensorView
@@ -227,6 +227,8 @@ def write(core: SessionCore, view: TensorView, array: Any) -> Operation[None]:
     if host.dtype != dtype:
         host = host.astype(dtype)
     data = contiguous_bytes(host)
+    if view.dtype.bits < 8 and data.nbytes:
+        data = packed(data, view.dtype.bits)
     if data.nbytes != view.nbytes:
         raise ValueError(f"an array of {data.nbytes} bytes does not fit into a tensor of {view.nbytes} bytes")
     limit = yield from core.packet_limit()
@@ -247,14 +249,14 @@ def read(core: SessionCore, view: TensorView, target: npt.NDArray[Any] | None = 
     lanes = () if view.dtype.lanes == 1 else (view.dtype.lanes,)
     if target is None:
         target = np.empty(view.shape + lanes, numpy_dtype(view.dtype))
-    nbytes = target.nbytes
-    if nbytes != view.nbytes:
-        raise TypeError(f"{view.dtype} is packed; take its bytes by view(({view.nbytes},), 'uint8')")
+    nbytes = view.nbytes
+    whole = target.reshape(-1).view(np.uint8).data if nbytes else memoryview(b"")
+    buffer = whole if view.dtype.bits >= 8 else memoryview(bytearray(nbytes))
+    assert buffer.nbytes == nbytes
     limit = yield from core.packet_limit()
     if view.device.dev_type != _CPU:
         yield core.machine.syscall(stream_sync(view.device))
     block = _block(limit, view, nbytes)
-    buffer = target.reshape(-1).view(np.uint8).data if nbytes else memoryview(b"")
     position = 0
     while position < nbytes:
         step = min(block, nbytes - position)
@@ -264,6 +266,8 @@ def read(core: SessionCore, view: TensorView, target: npt.NDArray[Any] | None = 
             ViewSink(buffer[position : position + step]),
         )
         position += step
+    if buffer is not whole:
+        unpacked(buffer, view.dtype.bits, whole, view.dtype.code == DTypeCode.INT)
     return target
 
 

@@ -39,7 +39,7 @@ class Forwarding:
         try:
             greet(channel, KeyText(Side.CLIENT, key))
             machine = ClientMachine()
-            request = machine.init(list(args[4:]))
+            request = machine.init(list(args[4:]), ask=False)
             channel.send(machine.take_outgoing())
             while machine.pending:
                 count = channel.receive_into(machine.reader.get_buffer())
@@ -51,7 +51,6 @@ class Forwarding:
         except BaseException:
             channel.close()
             raise
-        self.structured = machine.structured
         self._socket = channel.socket
 
     def close(self) -> None:
@@ -71,9 +70,8 @@ class Forwarding:
                 events = (0 if incoming.pending else select.POLLIN) | (select.POLLOUT if outgoing.pending else 0)
                 poller.register(sock, events)
             ready = dict(poller.poll())
-            if towards.pending or ready.get(client.fileno(), 0) & ~select.POLLOUT:
-                if not towards.move():
-                    return
+            if (towards.pending or ready.get(client.fileno(), 0) & ~select.POLLOUT) and not towards.move():
+                return
             if back.pending or ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
                 data = back.pending or back.receive()
                 if data is None:
@@ -82,7 +80,10 @@ class Forwarding:
                     continue
                 before = len(back.pending)
                 set_sending(True)
-                back.send()
+                try:
+                    back.send()
+                except OSError:
+                    return  # the client has gone
                 ends.passed(data[: before - len(back.pending)])
                 if ends.between:
                     set_sending(False)

@@ -33,7 +33,7 @@ import attrs
 
 from .config import WorkerConfig
 from .folder import remove_tree
-from .processes import adopt_orphans, children, die_with_parent, open_devices, threads
+from .processes import adopt_orphans, children, die_with_parent, kill_group, open_devices, threads
 from .status import StatusPage
 from .worker import enter, prepare, read_config, redirect, run_and_end, serve
 
@@ -241,7 +241,7 @@ class Launcher:
             pid = gone.si_pid
             session = self._by_pid.get(pid)
             if session is not None:
-                _kill_group(pid)  # before it is reaped: until then its number is nobody else's
+                kill_group(pid)  # before it is reaped: until then its number is nobody else's
             _, status = os.waitpid(pid, 0)
             self._own.discard(pid)
             if session is not None:
@@ -268,7 +268,7 @@ class Launcher:
 
     def _end_all(self) -> None:
         for pid in self._by_pid:
-            _kill_group(pid)
+            kill_group(pid)
         for pid in list(self._by_pid):
             os.waitpid(pid, 0)
         self._by_pid.clear()
@@ -278,15 +278,6 @@ class Launcher:
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._control.send(json.dumps(message).encode())
-
-
-def _kill_group(pid: int) -> None:
-    """End a worker, which may not lead its group yet, and whoever is in that."""
-    os.kill(pid, signal.SIGKILL)
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except OSError:
-        pass  # there is no such group, or what is left in it has become another user's
 
 
 def _watch_process(pid: int) -> int | None:

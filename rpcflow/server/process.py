@@ -13,12 +13,15 @@ import sys
 from typing import Any
 
 import anyio
+import attrs
 
 from .supervisor import Server
 
 
-async def _serve(server: Server) -> None:
+async def _serve(options: dict[str, Any], callback: bytes | None) -> None:
     try:
+        server = Server(**options)
+        server._config = attrs.evolve(server._config, callback=callback)
         async with server:
             _say({"port": server.port, "host": server.host})
             await _wait_for_end()
@@ -54,15 +57,7 @@ def main() -> None:
         os.close(answer)
     os.set_inheritable(3, False)
     callback = options.pop("callback")
-    server = Server(**options)
-    server._config = _with_callback(server._config, callback)
-    anyio.run(_serve, server, backend="trio")
-
-
-def _with_callback(config: Any, callback: bytes | None) -> Any:
-    import attrs
-
-    return attrs.evolve(config, callback=callback)
+    anyio.run(_serve, options, callback, backend="trio")
 
 
 if __name__ == "__main__":

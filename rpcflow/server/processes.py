@@ -53,6 +53,15 @@ def _children_by_scan() -> list[int]:
     return found
 
 
+def kill_group(pid: int) -> None:
+    """End a process, which may not lead its group yet or any more, and whoever is in that."""
+    for kill in (os.kill, os.killpg):
+        try:
+            kill(pid, signal.SIGKILL)
+        except OSError:
+            pass  # there is none, or what is left in it has become another user's
+
+
 def threads() -> int:
     """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))

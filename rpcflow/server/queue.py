@@ -26,8 +26,11 @@ class Waiter:
             self._event.set()
 
     def done(self) -> None:
-        """The turn is over."""
-        self._queue._release()
+        """The turn is over, or is not waited for any more."""
+        if self.served:
+            self._queue._release()
+        else:
+            self.leave()
 
     def _serve(self) -> None:
         self.served = True

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections import deque
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -16,18 +17,24 @@ from rpcflow.protocol.handshake import Answer, Hello, HelloReader, KeyText, Side
 from rpcflow.protocol.packets import ExceptionPacket, encode
 from rpcflow.session.wire_errors import to_text
 
-from .processes import describe_status
+from .processes import describe_status, kill_group
 from .status import StatusPage
 
 if TYPE_CHECKING:
+    from .launching import LauncherProcess
+    from .queue import Waiter
     from .supervisor import Server
 
 HANDSHAKE_SECONDS: Final = 5.0
 _GONE_GRACE: Final = 0.3
 """Seconds a worker has, after its client has gone, to end by itself before it is killed."""
 _LINGER_SECONDS: Final = 1.0
-_LAST_LINES: Final = 20
+_LAST_LINES: Final = 80
 _LINE_CHARACTERS: Final = 400
+_LAST_READS: Final = 16
+"""Reads that empty a pipe, were it as large as the system allows: somebody may go on writing to it."""
+_LAUNCHERS: Final = 3
+"""Launchers that may die under our hands before a session is given up."""
 _log: Final = logging.getLogger("rpcflow.server")
 
 
@@ -79,35 +86,40 @@ class LastWords:
     """What a worker writes to its standard output and error: passed on, and the last of it kept."""
 
     def __init__(self, fd: int) -> None:
-        os.set_blocking(fd, False)
         self._fd = fd
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._open = b""
 
     async def run(self) -> None:
         """Pass on until the end or until cancelled."""
-        while self._take():
-            await anyio.wait_readable(self._fd)
-
-    def _take(self) -> bool:
         while True:
             try:
-                data = os.read(self._fd, 65536)
+                if not self._take():
+                    return
             except BlockingIOError:
-                return True
-            if not data:
-                return False
-            *lines, self._open = (self._open + data).split(b"\n")
-            self._open = self._open[-_LINE_CHARACTERS:]
-            self._lines.extend(line.decode(errors="replace")[:_LINE_CHARACTERS] for line in lines)
-            if sys.stderr is not None:
-                sys.stderr.write(data.decode(errors="replace"))
-                sys.stderr.flush()
+                pass
+            await anyio.wait_readable(self._fd)  # after each read: one that prints for ever is not the only one here
+
+    def _take(self) -> bool:
+        data = os.read(self._fd, 65536)
+        *lines, self._open = (self._open + data).split(b"\n")
+        self._open = self._open[-_LINE_CHARACTERS:]
+        self._lines.extend(line.decode(errors="replace")[:_LINE_CHARACTERS] for line in lines)
+        try:
+            sys.stderr.write(data.decode(errors="replace"))
+            sys.stderr.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # this program has no standard error, or nobody reads it
+        return bool(data)
 
     def finish(self) -> str:
-        """What is left in the pipe, and the last lines of it all."""
-        self._take()
-        os.close(self._fd)
+        """The last lines, what is still in the pipe among them."""
+        try:
+            for _ in range(_LAST_READS):
+                if not self._take():
+                    break
+        except BlockingIOError:
+            pass
         lines = [*self._lines, *([self._open.decode(errors="replace")] if self._open else [])]
         return "\n".join(lines)
 
@@ -127,88 +139,109 @@ class WorkerSession:
         self._number = number
         self._sock = sock
         self._budget = budget
+        self._starting = anyio.CancelScope()
+        self._answered = False
         self._ended = anyio.Event()
         self._client_gone = anyio.Event()
         self._status = 0
 
     async def run(self) -> None:
         """Serve it to its end; the worker and all it started are gone then."""
-        ready_read, ready_write = os.pipe()
-        error_read, error_write = os.pipe()
-        page_fd = StatusPage.create()
-        page = StatusPage(page_fd)
-        words = LastWords(error_read)
-        os.set_blocking(ready_read, False)
-        launcher = await self._server._get_launcher()
-        try:
+        with ExitStack() as stack:
+            theirs = stack.enter_context(ExitStack())
+            ready, ready_write = _pipe(stack, theirs)
+            errors, errors_write = _pipe(stack, theirs)
+            page_fd = StatusPage.create()
+            theirs.callback(os.close, page_fd)
+            page = StatusPage(page_fd)
+            stack.callback(page.close)
+            words = LastWords(errors)
+            launcher = await self._begin([self._sock.fileno(), ready_write, errors_write, page_fd])
+            last: RPCError | None = None
             try:
-                launcher.begin(
-                    self._number, [self._sock.fileno(), ready_write, error_write, page_fd], self._on_ended
-                )
+                theirs.close()
+                self._server._watcher.watch(self._sock, self._client_gone.set)
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(words.run)
+                    tasks.start_soon(self._kill_when_client_goes, launcher)
+                    last = await self._wait(ready, launcher, page)
+                    tasks.cancel_scope.cancel()
             finally:
-                for fd in (ready_write, error_write, page_fd):
-                    os.close(fd)
-            self._server._watcher.watch(self._sock, self._client_gone.set)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(words.run)
-                last = await self._wait(ready_read, launcher, page)
-                tasks.cancel_scope.cancel()
-        finally:
-            self._server._watcher.unwatch(self._sock)
-            if not self._ended.is_set():
+                self._server._watcher.unwatch(self._sock)
                 launcher.kill(self._number)
+            if self._status < 0 and page.pid:
+                kill_group(page.pid)  # what the launcher would have done
             text = words.finish()
-            os.close(ready_read)
-        if not self._client_gone.is_set():
-            if last is None and self._status != 0:
+            if self._client_gone.is_set():
+                return
+            if last is None and (self._status != 0 or page.call is not None):
                 last = self._crash(page, text)
             if last is not None and not page.sending:
-                say(self._sock, b"".join(_bytes(last, page.structured)))
-        page.close()
+                say(self._sock, self._greeting() + _bytes(last, page.structured))
 
-    async def _wait(self, ready: int, launcher: object, page: StatusPage) -> RPCError | None:
+    async def _begin(self, fds: list[int]) -> "LauncherProcess":
+        for _ in range(_LAUNCHERS):
+            launcher = await self._server._get_launcher()
+            try:
+                launcher.begin(self._number, fds, self._on_ended)
+            except ConnectionError:
+                await launcher.gone.wait()  # it has just died, and that will be noticed at once
+            else:
+                return launcher
+        raise RPCError("one launcher after the other has died")
+
+    async def _wait(self, ready: int, launcher: "LauncherProcess", page: StatusPage) -> RPCError | None:
         """Wait for the end, and bring it about when it is due; what the client is to be told of it."""
-        server = self._server
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._kill_when_client_goes)
-            while not self._ended.is_set():  # ready, or dead before that
-                try:
-                    os.read(ready, 1)
-                    break
-                except BlockingIOError:
-                    await anyio.wait_readable(ready)
-            began = time.monotonic()
-            last: RPCError | None = None
-            with anyio.move_on_after(self._budget) as scope:
-                await self._ended.wait()
-            if scope.cancelled_caught and not self._ended.is_set():
-                call = page.call
-                used = time.monotonic() - began
-                server._kill(self._number)
-                await self._ended.wait()
-                doing = f" while it ran {call!r}" if call else ""
-                last = RPCSessionTimeoutError(
-                    f"the session's budget of {self._budget:g} s is used up ({used:.1f} s{doing}); "
-                    "the option session_timeout of connect() and request() raises it",
-                    budget=self._budget,
-                    used=used,
-                    call=call,
-                )
-                _log.info("session %d: %s", self._number, last)
-            tasks.cancel_scope.cancel()
+        with self._starting:  # until the worker has answered, or is dead
+            while not self._take_answer(ready):
+                await anyio.wait_readable(ready)
+        self._take_answer(ready)
+        began = time.monotonic()
+        with anyio.move_on_after(self._budget):
+            await self._ended.wait()
+        if self._ended.is_set():
+            return None
+        call = page.call
+        used = time.monotonic() - began
+        launcher.kill(self._number)
+        await self._ended.wait()
+        doing = f" while it ran {call!r}" if call else ""
+        last = RPCSessionTimeoutError(
+            f"the session's budget of {self._budget:g} s is used up ({used:.1f} s{doing}); "
+            "the option session_timeout of connect() and request() raises it",
+            budget=self._budget,
+            used=used,
+            call=call,
+        )
+        _log.info("session %d: %s", self._number, last)
         return last
 
-    async def _kill_when_client_goes(self) -> None:
+    def _take_answer(self, ready: int) -> bool:
+        """Whether there is nothing more to wait for."""
+        if not self._answered:
+            try:
+                said = os.read(ready, 1)
+            except BlockingIOError:
+                return False
+            self._answered = bool(said)
+        return True
+
+    async def _kill_when_client_goes(self, launcher: "LauncherProcess") -> None:
         await self._client_gone.wait()
         with anyio.move_on_after(_GONE_GRACE):
             await self._ended.wait()
         if not self._ended.is_set():
             _log.info("session %d: the client has gone; what it ran is stopped", self._number)
-            self._server._kill(self._number)
+            launcher.kill(self._number)
 
     def _on_ended(self, status: int) -> None:
         self._status = status
         self._ended.set()
+        self._starting.cancel()
+
+    def _greeting(self) -> bytes:
+        """Before its key is answered a client understands nothing but that answer."""
+        return b"" if self._answered else encode_answer(Answer.OK, str(KeyText(Side.SERVER, self._server._key)))
 
     def _crash(self, page: StatusPage, words: str) -> SessionCrashedError:
         status = self._status
@@ -227,8 +260,18 @@ class WorkerSession:
         return SessionCrashedError(text, signal=signal, status=exit_status, call=call, last_words=words)
 
 
-def _bytes(error: RPCError, structured: bool) -> list[bytes]:
-    return [bytes(part) for part in encode(ExceptionPacket(to_text(error, structured))) if not isinstance(part, tuple)]
+def _bytes(error: RPCError, structured: bool) -> bytes:
+    packet = encode(ExceptionPacket(to_text(error, structured)))
+    return b"".join(bytes(part) for part in packet if not isinstance(part, tuple))
+
+
+def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
+    """A pipe whose reading end does not block; each end is closed with its stack."""
+    read, write = os.pipe()
+    reading.callback(os.close, read)
+    writing.callback(os.close, write)
+    os.set_blocking(read, False)
+    return read, write
 
 
 class Connection:
@@ -252,17 +295,10 @@ class Connection:
             if key is None:
                 return
             waiter = self._server._queue.join()
-            self._server._watcher.watch(self._sock, waiter.leave)
             try:
-                served = await waiter.wait()
-            finally:
-                self._server._watcher.unwatch(self._sock)
-                if not waiter.served:
-                    waiter.leave()
-            if not served:
-                _log.info("%s went while it waited", self._peer)
-                return
-            try:
+                if not await self._turn(waiter):
+                    _log.info("%s went while it waited", self._peer)
+                    return
                 number = self._server._next_number()
                 _log.info("session %d: %s", number, self._peer)
                 await WorkerSession(self._server, number, self._sock, key.timeout).run()
@@ -271,6 +307,16 @@ class Connection:
             await linger(self._sock)
         finally:
             self._sock.close()
+
+    async def _turn(self, waiter: "Waiter") -> bool:
+        if waiter.served:
+            return True
+        watcher = self._server._watcher
+        watcher.watch(self._sock, waiter.leave)
+        try:
+            return await waiter.wait()
+        finally:
+            watcher.unwatch(self._sock)
 
     async def _key(self) -> KeyText | None:
         hello = None

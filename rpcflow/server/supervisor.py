@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import anyio
-import anyio.abc
+import anyio.lowlevel
 
 from rpcflow.protocol.handshake import check_key
 from rpcflow.transports import Url
@@ -27,6 +27,7 @@ from .watch import GoneWatcher
 
 _MAX_CONNECTIONS: Final = 1024
 _PACKET_SECONDS: Final = 60.0
+_MAX_PEER_SECONDS: Final = 86400
 _log: Final = logging.getLogger("rpcflow.server")
 
 
@@ -87,11 +88,20 @@ class Server:
         if is_proxy or tracker_addr is not None or custom_addr is not None:
             raise NotImplementedError("trackers and proxies are not part of this version")
         check_key(key)
-        if max_sessions < 1:
-            raise ValueError(f"max_sessions={max_sessions} must be 1 or more")
+        if not isinstance(max_sessions, int) or max_sessions < 1:
+            raise ValueError(f"max_sessions={max_sessions!r} must be a whole number, 1 or more")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout} must be more than 0 seconds")
+        if not 0 < peer_timeout <= _MAX_PEER_SECONDS:
+            raise ValueError(f"peer_timeout={peer_timeout} must be more than 0 and at most {_MAX_PEER_SECONDS} seconds")
+        for name, value in (("imports", imports), ("allow_path", allow_path)):
+            if isinstance(value, str):  # its characters would be taken for a list, and "/" is among a path's
+                raise ValueError(f"{name} takes a list of texts, not the text {value!r}")
         self._unix = host.removeprefix("unix:").removeprefix("//") if host.startswith("unix:") else None
+        if self._unix == "":
+            raise ValueError(f"{host!r} names no path to listen on")
+        if self._unix is None:
+            _check_ports(port, port_end)
         if self._unix is None and not insecure and not tcp_transport.is_loopback(host):
             raise ValueError(
                 f"{host!r} can be reached from other machines and the line is not encrypted: "
@@ -107,7 +117,7 @@ class Server:
         self._peer_timeout = peer_timeout
         self._config = WorkerConfig(
             key=key,
-            sys_path=[os.getcwd() if not path else path for path in sys.path],
+            sys_path=[path or os.getcwd() for path in sys.path],
             imports=tuple(imports),
             libraries=tuple(_libraries(load_library)),
             callback=_pickled(server_init_callback),
@@ -159,7 +169,9 @@ class Server:
     ) -> None:
         assert self._stack is not None
         try:
-            # The tasks handle their own errors; what leaves is the body's, as it came.
+            # The tasks handle their own errors; what leaves is the body's, as it came, also when cancelled from
+            # outside meanwhile.
+            self._tasks.cancel_scope.shield = True
             self._tasks.cancel_scope.cancel()
             await self._tasks.__aexit__(None, None, None)
         finally:
@@ -193,18 +205,22 @@ class Server:
                 _log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
                 await anyio.sleep(0.1)
                 continue
-            if self._connections >= _MAX_CONNECTIONS:
-                sock.close()
-                continue
-            try:
-                sock.setblocking(False)
-                tune(sock, self._peer_timeout)
-            except OSError:
-                sock.close()
-                continue
-            peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local client"
-            self._connections += 1
-            self._tasks.start_soon(self._serve, sock, peer)
+            self._welcome(sock, address)
+            await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
+
+    def _welcome(self, sock: socket.socket, address: Any) -> None:
+        if self._connections >= _MAX_CONNECTIONS:
+            sock.close()
+            return
+        try:
+            sock.setblocking(False)
+            tune(sock, self._peer_timeout)
+        except OSError:
+            sock.close()
+            return
+        peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local client"
+        self._connections += 1
+        self._tasks.start_soon(self._serve, sock, peer)
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         try:
@@ -230,11 +246,16 @@ class Server:
                 self._tasks.start_soon(self._launcher.run)
             return self._launcher
 
-    def _kill(self, number: int) -> None:
-        self._launcher.kill(number)
-
     async def _close_launcher(self) -> None:
         await self._launcher.aclose()
+
+
+def _check_ports(port: int, port_end: int) -> None:
+    for name, value, most in (("port", port, 65535), ("port_end", port_end, 65536)):
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{name}={value!r} must be a whole number from 0 to {most}")
+    if port and not port < port_end:
+        raise ValueError(f"there is no port from port={port} to below port_end={port_end}")
 
 
 def _libraries(names: str | None) -> list[str]:

@@ -25,8 +25,7 @@ class GoneWatcher:
         """From now on, until :meth:`unwatch`. Watching again replaces the callback, and calls it if the peer is
         gone already."""
         fd = sock.fileno()
-        if fd in self._callbacks:
-            self._epoll.unregister(fd)
+        self.unwatch(sock)
         self._epoll.register(fd, _GONE | select.EPOLLONESHOT)
         self._callbacks[fd] = callback
 

@@ -43,8 +43,6 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
     try:
         _serve(channel, executor, page, config.packet_timeout)
         if machine.state is State.FORWARDING:
-            if forwarding[0].structured:
-                page.set_structured()
             try:
                 forwarding[0].run(sock, machine.reader.unread(), page.set_sending)
             finally:

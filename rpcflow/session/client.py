@@ -175,15 +175,19 @@ class ClientMachine:
 
     # ---- requests
 
-    def init(self, constructor: list[Value] | None = None) -> Request:
-        """Begin the session, and ask in the same flight whether the server is one of ours."""
+    def init(self, constructor: list[Value] | None = None, *, ask: bool = True) -> Request:
+        """Begin the session, and ask in the same flight whether the server is one of ours.
+
+        ``ask`` is False for whoever passes the session on: what is spoken in it is then for its client to ask.
+        """
         parts = encode(InitServer(VERSION, constructor or []))
         self._follow(Event.INIT)
         self._outgoing += parts
         request = Request("InitServer", _read_none)
         self._pending.append(request)
-        self._pending.append(Request(FEATURE, self._read_feature))
-        self._outgoing += encode(get_global_func(FEATURE))
+        if ask:
+            self._pending.append(Request(FEATURE, self._read_feature))
+            self._outgoing += encode(get_global_func(FEATURE))
         return request
 
     def call(self, handle: int, args: list[Value], label: str = "") -> Request:

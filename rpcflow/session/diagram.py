@@ -14,16 +14,14 @@ from typing import Any, Final, NamedTuple
 
 from . import client, server
 
-Table = Mapping[tuple[enum.Enum, enum.Enum], enum.Enum]
+Table = Mapping[Any, enum.Enum]
+"""(state, event) -> next state."""
 
 _HEAD: Final = """\
-# States of a session
+<!-- Made by `make diagrams` from the tables in rpcflow/session: change those, not this. -->
 
-<!-- Made by `python -m rpcflow.session.diagram` (`make diagrams`): change the tables in rpcflow/session, not this. -->
-
-Both ends of a session are tables of states and legal events. Whatever changes a machine's state is one row of its
-table; an event without a row is an error of whoever caused it, and the state stays. Nothing here waits or does I/O:
-drivers do, and tell the machine what came of it.
+Whatever changes a machine's state is one row of its table; an event without a row is an error of whoever caused it,
+and the state stays. Nothing here waits or does I/O: drivers do, and tell the machine what came of it.
 """
 
 
@@ -96,7 +94,8 @@ def _edge(start: int, end: int, words: str) -> list[str]:
     from_y, to_y = (index * _PITCH + 20 + _BOX_HEIGHT / 2 for index in (start, end))
     half = _BOX_HEIGHT / 2
     if end == start:
-        loop = f"M {right} {from_y - 8:g} C {right + 36} {from_y - 22:g} {right + 36} {from_y + 22:g} {right} {from_y + 8:g}"
+        far = right + 36
+        loop = f"M {right} {from_y - 8:g} C {far} {from_y - 22:g} {far} {from_y + 22:g} {right} {from_y + 8:g}"
         return [_arrow(loop), _text(right + 32, from_y + 4, words)]
     if end == start + 1:
         line = f"M {middle:g} {from_y + half:g} L {middle:g} {to_y - half:g}"
@@ -126,11 +125,11 @@ def _drawing(machine: Machine) -> list[str]:
         'orient="auto-start-reverse"><path d="M 0 0 L 8 4 L 0 8 z" fill="currentColor"/></marker></defs>',
     ]
     for state, index in place.items():
-        y = index * _PITCH + 20
+        top = index * _PITCH + 20
         out += [
-            f'<rect x="{_LEFT}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="8" fill="none" '
+            f'<rect x="{_LEFT}" y="{top}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" rx="8" fill="none" '
             'stroke="currentColor"/>',
-            _text(_LEFT + _BOX_WIDTH / 2, y + 21, state.value, "middle"),
+            _text(_LEFT + _BOX_WIDTH / 2, top + 21, state.value, "middle"),
         ]
     for (start, end), words in edges.items():
         out += _edge(start, end, ", ".join(words))

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 
-
 class Row(enum.Enum):
     """Base of states and events. Members are unique, so identity is their hash: Enum's own is several times slower,
     and tables are looked into for each packet."""

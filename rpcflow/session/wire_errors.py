@@ -24,6 +24,7 @@ FEATURE: Final = "rpcflow.structured_errors"
 
 _PREFIX: Final = "rpcflow-error "
 _TIMEOUT_PREFIX: Final = "RPCSessionTimeoutError: "
+_STOCK_HOP: Final = "RPCError: Error caught from RPC call:\n"
 _MAX_CHARACTERS: Final = 64 * 1024
 """An error text is cut to this: long enough for any traceback, far below what a packet may hold."""
 
@@ -93,9 +94,12 @@ def from_text(text: str) -> RPCError:
     RemoteError."""
     if text.startswith(_TIMEOUT_PREFIX):
         return RPCSessionTimeoutError(text.removeprefix(_TIMEOUT_PREFIX))
-    if text.startswith(_PREFIX):
+    own = text
+    while own.startswith(_STOCK_HOP):  # a stock server on the way has passed it on
+        own = own.removeprefix(_STOCK_HOP)
+    if own.startswith(_PREFIX):
         try:
-            fields = json.loads(text.removeprefix(_PREFIX))
+            fields = json.loads(own.removeprefix(_PREFIX))
             kind, message = fields.pop("kind"), fields.pop("message")
             made = _rebuild(STRUCTURED_KINDS[kind], message, fields)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -73,8 +73,14 @@ def test_equal_means_equal_names(one: DataType, other: DataType) -> None:
         "int-8",
         "int8x",
         "int٣",
-    ]
-    + ["float8_e4m3x0", "float8_nothing", "customfoo", "boolx", "int8x" + "9" * 5000, "int8 ", "int8\n"],
+        "float8_e4m3x0",
+        "float8_nothing",
+        "customfoo",
+        "boolx",
+        "int8x" + "9" * 5000,
+        "int8 ",
+        "int8\n",
+    ],
 )
 def test_no_such_name(name: str) -> None:
     with pytest.raises(ValueError):

@@ -16,9 +16,7 @@ from tests.transcripts import Case, Replay, cases
 from .feeding import Feeder, pieces
 
 ALL = [case for case in cases() if len(case.data) < 5000]
-SMALL = Limits(
-    packet_nbytes=64, bulk_nbytes=8, value_nbytes=1024, ndim=4, key_nbytes=64, tracker_frame_nbytes=200
-)
+SMALL = Limits(packet_nbytes=64, bulk_nbytes=8, value_nbytes=1024, ndim=4, key_nbytes=64, tracker_frame_nbytes=200)
 
 framed = st.builds(
     lambda code, body, off: struct.pack("<Qi", 4 + len(body) + off, code) + body,

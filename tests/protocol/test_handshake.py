@@ -94,9 +94,7 @@ def test_not_utf8() -> None:
         read(HelloReader.for_server(), struct.pack("<ii", 0xFF271, 2) + b"\xff\xfe")
 
 
-@pytest.mark.parametrize(
-    "magic", [b"GET ", b"\x71\xf2\x02\x00", b"\x72\xf2\x0f\x00", b"\0\0\0\0", b"\x16\x03\x01\x02"]
-)
+@pytest.mark.parametrize("magic", [b"GET ", b"\x71\xf2\x02\x00", b"\x72\xf2\x0f\x00", b"\0\0\0\0", b"\x16\x03\x01\x02"])
 def test_another_magic(magic: bytes) -> None:
     with pytest.raises(ProtocolError, match="does not speak"):
         read(HelloReader.for_server(), magic)
@@ -137,8 +135,6 @@ def test_key_texts_are_written_as_stock_writes_them() -> None:
         " -timeout=3",
         "client:x1 -timeout=",
         "client:x1 -timeout=soon",
-    ]
-    + [
         "client:x1 -timeout=-1",
         "client:x1 -timeout=nan",
         "client:x1 -timeout=inf",

@@ -153,8 +153,10 @@ def test_good_bye() -> None:
 def test_answers_come_in_order() -> None:
     server = Scripted()
     machine = server.machine
-    found, called, made = machine.lookup("f"), machine.call(7, [1, "a"], "f"), machine.syscall(
-        SysCall(Code.DEV_GET_ATTR, [CPU, 5])
+    found, called, made = (
+        machine.lookup("f"),
+        machine.call(7, [1, "a"], "f"),
+        machine.syscall(SysCall(Code.DEV_GET_ATTR, [CPU, 5])),
     )
     assert server.asked() == [
         get_global_func("f"),

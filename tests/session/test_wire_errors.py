@@ -200,8 +200,25 @@ def test_words_that_only_look_structured(body: str) -> None:
 @pytest.mark.parametrize("kind", STRUCTURED_KINDS)
 @pytest.mark.parametrize(
     "field",
-    ["args", "__class__", "details", "message", "with_traceback", "__str__", "result", "name", "errno", "strerror"]
-    + ["remote_type", "signal", "budget", "offset", "path", "function", "last_words"],
+    [
+        "args",
+        "__class__",
+        "details",
+        "message",
+        "with_traceback",
+        "__str__",
+        "result",
+        "name",
+        "errno",
+        "strerror",
+        "remote_type",
+        "signal",
+        "budget",
+        "offset",
+        "path",
+        "function",
+        "last_words",
+    ],
 )
 @pytest.mark.parametrize("value", [None, {}, [], "text", 5, 1.5, True])
 def test_only_declared_fields_of_the_declared_type_are_taken(kind: str, field: str, value: Any) -> None:
@@ -209,9 +226,7 @@ def test_only_declared_fields_of_the_declared_type_are_taken(kind: str, field: s
     assert type(made) is STRUCTURED_KINDS[kind]
     assert "m" in str(made)
     assert made.args == (str(made),)
-    known = {
-        name: hint for base in type(made).__mro__ for name, hint in getattr(base, "__annotations__", {}).items()
-    }
+    known = {name: hint for base in type(made).__mro__ for name, hint in getattr(base, "__annotations__", {}).items()}
     for name, got in made.details.items():
         assert isinstance(got, known[name]) or (type(got) is int and isinstance(1.0, known[name]))
 
