@@ -173,7 +173,7 @@ class JoinedMachines(RuleBasedStateMachine):
             return
 
         def check(request: Request) -> None:
-            with pytest.raises(RemoteError, match="is no handle of this session|stands for a"):
+            with pytest.raises(RemoteError, match=r"is no handle of this session|stands for a"):
                 request.result()
 
         self.waiting.append((self.client.call(echo, [as_what(number)], "echo"), check))
