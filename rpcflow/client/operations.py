@@ -266,7 +266,7 @@ def read(core: SessionCore, view: TensorView, target: npt.NDArray[Any] | None = 
             ViewSink(buffer[position : position + step]),
         )
         position += step
-    if buffer is not whole:
+    if nbytes and buffer is not whole:
         unpacked(buffer, view.dtype.bits, whole, view.dtype.code == DTypeCode.INT)
     return target
 

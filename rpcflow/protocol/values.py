@@ -375,7 +375,7 @@ def decode_tensor(buf: memoryview, pos: int, limits: Limits = DEFAULT_LIMITS) ->
         if extent < 0:
             raise ProtocolError(f"a tensor with the shape {shape} cannot be")
         elements *= extent
-    if elements * max(bits * lanes, 1) // 8 > I64_MAX:
+    if elements > I64_MAX or elements * bits * lanes // 8 > I64_MAX:
         raise ProtocolError(f"a tensor with the shape {shape} is larger than any memory")
     view = TensorView(data, Device(dev_type, dev_id), _dtype(code, bits, lanes), shape, fields[-1])
     return view, pos + 32 + 8 * ndim
