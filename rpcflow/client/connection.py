@@ -83,9 +83,14 @@ class Connection(SessionCore):
                 self._release()
 
     async def _acquire(self) -> None:
-        await self._checkpoint()
+        # The place in the queue is taken before anybody else can run: calls are served in the order they are made.
         if not self._busy:
             self._busy = True
+            try:
+                await self._checkpoint()
+            except BaseException:
+                self._release()
+                raise
             return
         turn = anyio.Event()
         self._waiting.append(turn)
@@ -132,10 +137,10 @@ class Connection(SessionCore):
             self._after_error()
             if self.log:
                 _log.info("%s: %s after %.6f s", request.label, error, time.perf_counter() - began)
+            request.error = None  # else it and this frame, which it will hold on to, would keep each other
             raise self.lost(error, request.label) from error.__cause__
         except BaseException:
-            if not request.done:
-                machine.abandon(request)
+            machine.abandon(request)
             raise
         if self.log:
             _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)

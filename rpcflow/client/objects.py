@@ -51,6 +51,20 @@ class DeviceBase:
         return f"remote {device_name(self.dev_type)}({self.dev_id}) at {self._core.where}"
 
 
+def own_device(core: SessionCore, device: Any) -> Device:
+    """The device that a remote one of this session stands for.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: it is another session's.
+    """
+    if not isinstance(device, DeviceBase):
+        raise TypeError(f"a device of the session is needed, not a {type(device).__name__}")
+    if device._core is not core:
+        raise ValueError(f"{device!r} belongs to another session")
+    return device._raw
+
+
 class _Owner:
     """Gives the memory behind a tensor and its views back, once none of them is left."""
 
@@ -214,4 +228,4 @@ class BenchmarkResult:
         )
 
 
-__all__ = ["BenchmarkResult", "DeviceBase", "RemoteReference", "TensorBase", "checked_shape"]
+__all__ = ["BenchmarkResult", "DeviceBase", "RemoteReference", "TensorBase", "checked_shape", "own_device"]

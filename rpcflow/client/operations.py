@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What sessions, devices, tensors and modules do, as requests in a row; both APIs run these same generators."""
 
+import io
 import mmap
 import os
 from collections.abc import Sequence
@@ -149,14 +150,18 @@ def _source(data: Any, target: str | None) -> tuple[str, memoryview, mmap.mmap |
 
 def _contents(file: Any) -> tuple[memoryview, mmap.mmap | None]:
     """The rest of a file, mapped where that is possible."""
-    try:
-        fd, position = file.fileno(), file.tell()
-        size = os.fstat(fd).st_size
-        if size > position:
-            mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
-            return memoryview(mapped)[position:], mapped
-    except (OSError, ValueError, AttributeError):
-        pass  # not a file on disk
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("upload takes a file opened in binary mode")
+    plain = getattr(file, "file", file)  # what tempfile gives is wrapped
+    if isinstance(getattr(plain, "raw", plain), io.FileIO):  # others may read other bytes than the disk's: gzip's do
+        try:
+            fd, position = file.fileno(), file.tell()
+            size = os.fstat(fd).st_size
+            if size > position:
+                mapped = mmap.mmap(fd, size, access=mmap.ACCESS_READ)
+                return memoryview(mapped)[position:], mapped
+        except (OSError, ValueError):
+            pass  # a pipe, say
     data = file.read()
     if isinstance(data, str):
         raise TypeError("upload takes a file opened in binary mode")

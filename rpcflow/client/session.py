@@ -10,6 +10,7 @@ import anyio
 from rpcflow.devices import device_type
 from rpcflow.errors import WaitTimeoutError
 from rpcflow.protocol.packets import Code
+from rpcflow.protocol.values import Value
 from rpcflow.session.client import ClientMachine
 from rpcflow.transports import AsyncChannel, find_transport
 from rpcflow.transports.greeting import greet_async
@@ -17,7 +18,7 @@ from rpcflow.transports.greeting import greet_async
 from . import operations
 from .connection import Connection
 from .core import FunctionReference, ModuleReference, ObjectKinds, Operation, RemoteReference, SessionCore, wrap
-from .objects import BenchmarkResult, DeviceBase, TensorBase
+from .objects import BenchmarkResult, DeviceBase, TensorBase, own_device
 from .options import checked_options, constructor_arguments
 
 
@@ -65,6 +66,13 @@ class ModuleFunction:
         if self._found is None:
             self._found = await self._module.get_function(self.name)
         return await self._found(*args)
+
+    def _rpcflow_argument(self, core: SessionCore, i: int) -> Value:
+        if self._found is None:
+            raise TypeError(
+                f"argument {i}: {self.name!r} has not been looked up yet; pass what module.get_function() gives"
+            )
+        return self._found._rpcflow_argument(core, i)
 
     def __repr__(self) -> str:
         return f"<function {self.name!r} of {self._module!r}>"
@@ -144,7 +152,7 @@ class Module(ModuleReference):
                 core,
                 self._number,
                 func_name,
-                dev._raw,
+                own_device(core, dev),
                 number,
                 repeat,
                 min_repeat_ms,

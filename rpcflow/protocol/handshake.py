@@ -140,9 +140,7 @@ class HelloReader:
         if self._code is None:
             (code,) = _I32.unpack(self._buffer)
             if code not in self._codes:
-                raise ProtocolError(
-                    f"the peer does not speak TVM's RPC: it began with {bytes(self._buffer)!r}"
-                )
+                raise ProtocolError(f"the peer does not speak TVM's RPC: it began with {bytes(self._buffer)!r}")
             self._code = code
             if not self._codes[code]:
                 self.hello = Hello(code, None)
@@ -151,9 +149,7 @@ class HelloReader:
         elif self._size is None:
             (size,) = _I32.unpack(self._buffer)
             if not 0 <= size <= self._limits.key_nbytes:
-                raise ProtocolError(
-                    f"a key of {size} bytes is refused; the limit is {self._limits.key_nbytes}"
-                )
+                raise ProtocolError(f"a key of {size} bytes is refused; the limit is {self._limits.key_nbytes}")
             self._size = self.wanted = size
             if size == 0:
                 self.hello = Hello(self._code, "")

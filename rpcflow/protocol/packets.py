@@ -111,17 +111,7 @@ class SysCall(NamedTuple):
     args: list[Value]
 
 
-Packet = (
-    Shutdown
-    | InitServer
-    | CallFunc
-    | Return
-    | ExceptionPacket
-    | CopyFromRemote
-    | CopyToRemote
-    | CopyAck
-    | SysCall
-)
+Packet = Shutdown | InitServer | CallFunc | Return | ExceptionPacket | CopyFromRemote | CopyToRemote | CopyAck | SysCall
 
 _HEAD: Final = struct.Struct("<Qi")
 _CALL_HEAD: Final = struct.Struct("<QiQ")

@@ -337,9 +337,7 @@ class PacketReader:
         tensor, pos = decode_tensor(head, 0, self.limits)
         (payload,) = U64.unpack_from(head, pos)
         if payload != nbytes - head_nbytes:
-            raise ProtocolError(
-                f"a CopyToRemote packet says {payload} bytes and has room for {nbytes - head_nbytes}"
-            )
+            raise ProtocolError(f"a CopyToRemote packet says {payload} bytes and has room for {nbytes - head_nbytes}")
         yield CopyToRemote(tensor, payload)
         return PayloadEnd((yield from self._pour(payload, DiscardSink)))
 

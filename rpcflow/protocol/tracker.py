@@ -35,9 +35,7 @@ def encode_frame(message: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
     """
     data = json.dumps(message).encode()
     if len(data) > limits.tracker_frame_nbytes:
-        raise ValueError(
-            f"a tracker message of {len(data)} bytes; the limit is {limits.tracker_frame_nbytes}"
-        )
+        raise ValueError(f"a tracker message of {len(data)} bytes; the limit is {limits.tracker_frame_nbytes}")
     return _I32.pack(len(data)) + data
 
 
@@ -90,16 +88,12 @@ class FrameReader:
         (size,) = _I32.unpack_from(buffer)
         if self._magic:
             if size != TRACKER_MAGIC:
-                raise ProtocolError(
-                    f"the peer does not speak to trackers: it began with {bytes(buffer[:4])!r}"
-                )
+                raise ProtocolError(f"the peer does not speak to trackers: it began with {bytes(buffer[:4])!r}")
             self._magic = False
             del buffer[:4]
             return self._next()
         if not 0 < size <= self._limits.tracker_frame_nbytes:
-            raise ProtocolError(
-                f"a tracker message of {size} bytes; the limit is {self._limits.tracker_frame_nbytes}"
-            )
+            raise ProtocolError(f"a tracker message of {size} bytes; the limit is {self._limits.tracker_frame_nbytes}")
         if len(buffer) < 4 + size:
             return None
         body = bytes(buffer[4 : 4 + size])

@@ -71,6 +71,8 @@ class SessionFolder:
         try:
             sink.write(memoryview(data))
             sink.finish()
+            if sink.error is not None:
+                raise sink.error
         except BaseException:
             sink.abandon()
             raise
@@ -140,16 +142,23 @@ class FileSink:
 
     def finish(self) -> "FileSink":
         if self.error is None:
-            os.fchmod(self._fd, 0o755)  # an uploaded program may be run
-            os.replace(self._temporary, self._path)
+            try:
+                os.fchmod(self._fd, 0o755)  # an uploaded program may be run
+                os.replace(self._temporary, self._path)
+            except OSError as error:
+                self.error = error
+        if self.error is None:
+            os.close(self._fd)
+            self._fd = -1
         else:
-            os.unlink(self._temporary)
-        os.close(self._fd)
-        self._fd = -1
+            self.abandon()
         return self
 
     def abandon(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            os.unlink(self._temporary)
+            try:
+                os.unlink(self._temporary)
+            except OSError:
+                pass  # user code has been there before us

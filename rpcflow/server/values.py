@@ -126,7 +126,10 @@ class PlainBridge:
         return np.frombuffer(data, numpy_dtype(view.dtype)).reshape(view.shape)  # type: ignore[arg-type]
 
     def argument(self, value: Any) -> Any:
-        return value
+        kind = type(value)
+        if kind is ObjectText:
+            return str(value)
+        return bytes(value) if kind is ObjectBytes else value
 
     def result(self, value: Any) -> Any:
         if type(value) in _AS_IS or isinstance(value, Given | GivenTensor):

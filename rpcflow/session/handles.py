@@ -102,9 +102,7 @@ class HandleTable:
         entry = self.get(number)
         if entry.kind not in kinds:
             wanted = " or ".join(kind.value for kind in kinds)
-            raise HandleError(
-                f"the handle {number:#x} stands for a {entry.kind.value}, not a {wanted}", handle=number
-            )
+            raise HandleError(f"the handle {number:#x} stands for a {entry.kind.value}, not a {wanted}", handle=number)
         return entry
 
     def release(self, number: int, *kinds: Kind) -> Entry:

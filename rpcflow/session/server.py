@@ -267,9 +267,7 @@ class ServerMachine:
         limits: how large things may be.
     """
 
-    def __init__(
-        self, tensor_argument: Callable[[Any, TensorView], Any], limits: Limits = DEFAULT_LIMITS
-    ) -> None:
+    def __init__(self, tensor_argument: Callable[[Any, TensorView], Any], limits: Limits = DEFAULT_LIMITS) -> None:
         self.reader = PacketReader(Direction.TO_SERVER, limits)
         self.handles = HandleTable()
         self.structured = False

@@ -64,9 +64,7 @@ def to_text(error: BaseException, structured: bool) -> str:
     fields: dict[str, Any]
     if kind in STRUCTURED_KINDS and isinstance(error, RPCError):
         if isinstance(error, RemoteError) and error.remote_message:
-            message = (
-                error.remote_message
-            )  # passed on by a second hop: its reader puts the type before it again
+            message = error.remote_message  # passed on by a second hop: its reader puts the type before it again
         fields = error.details
     else:
         fields = {"remote_type": _cut(kind, 1024), "remote_traceback": _traceback(error)}
@@ -115,9 +113,7 @@ def _rebuild(kind: type[RPCError], message: str, fields: dict[str, Any]) -> RPCE
     if not isinstance(message, str):
         raise TypeError("a message is text")
     allowed = {
-        name: annotation
-        for base in kind.__mro__
-        for name, annotation in getattr(base, "__annotations__", {}).items()
+        name: annotation for base in kind.__mro__ for name, annotation in getattr(base, "__annotations__", {}).items()
     }
     known = {name: value for name, value in fields.items() if name in allowed and _fits(value, allowed[name])}
     if kind is RemoteError:

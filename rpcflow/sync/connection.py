@@ -78,10 +78,10 @@ class Connection(SessionCore):
                 self._channel.close()
             if self.log:
                 _log.info("%s: %s after %.6f s", request.label, error, time.perf_counter() - began)
+            request.error = None  # else it and this frame, which it will hold on to, would keep each other
             raise self.lost(error, request.label) from error.__cause__
         except BaseException:  # KeyboardInterrupt, say
-            if not request.done:
-                machine.abandon(request)
+            machine.abandon(request)
             raise
         if self.log:
             _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)
@@ -138,8 +138,7 @@ class Connection(SessionCore):
             self.machine.close()
             self._channel.close()
             return lost
-        if not request.done:
-            self.machine.abandon(request)
+        self.machine.abandon(request)
         return CallTimeoutError(
             f"the call took longer than {self.call_timeout:g} s; the option call_timeout raises that",
             call_timeout=self.call_timeout,

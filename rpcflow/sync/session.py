@@ -17,7 +17,7 @@ from rpcflow.client.core import (
     SessionCore,
     wrap,
 )
-from rpcflow.client.objects import BenchmarkResult, DeviceBase, TensorBase
+from rpcflow.client.objects import BenchmarkResult, DeviceBase, TensorBase, own_device
 from rpcflow.devices import Attribute, device_type
 from rpcflow.protocol.packets import Code
 from rpcflow.registry import tvm_ffi
@@ -133,7 +133,7 @@ class Module(ModuleReference):
                 core,
                 self._number,
                 func_name,
-                dev._raw,
+                own_device(core, dev),
                 number,
                 repeat,
                 min_repeat_ms,

@@ -57,30 +57,18 @@ async def test_first_come_first_served(session: Any, tmp_path: Any) -> None:
 
 
 async def test_calls_made_without_a_pause_keep_their_order(session: Any) -> None:
-    """Coroutines that are begun one after another, before any of them may run on, are served in that order."""
-    import types
-
-    append = await session.get_function("t.echo")
+    """Tasks that are let go at once call in some order, and are served in that one."""
     order: list[int] = []
-
-    @types.coroutine
-    def begun(coroutines: list[Any]) -> Any:
-        """Runs all coroutines side by side in this one task, each to its first wait, in order."""
-        waiting = [(coroutine, coroutine.send(None)) for coroutine in coroutines]
-        del waiting
-        yield
-
-    del begun, append
+    served: list[int] = []
+    echo = await session.get_function("t.echo")
 
     async def one(i: int, ready: anyio.Event, go: anyio.Event) -> None:
         ready.set()
         await go.wait()
         order.append(i)
-        await call_echo(i)
+        await echo(i)
         served.append(i)
 
-    served: list[int] = []
-    call_echo = await session.get_function("t.echo")
     go = anyio.Event()
     async with anyio.create_task_group() as tasks:
         for i in range(20):

@@ -273,7 +273,7 @@ def busy(server: sync.Server, tmp_path: Path) -> sync.RPCSession:
 
 
 def test_sync_terminate(traces: Traces, tmp_path: Path) -> None:
-    server = sync.Server(HOST, 20100, 29000, server_init_callback=offer(), silent=True)
+    server = sync.Server(HOST, 0, server_init_callback=offer(), silent=True)
     session = busy(server, tmp_path)
     server.terminate()
     assert traces.none()
@@ -283,14 +283,14 @@ def test_sync_terminate(traces: Traces, tmp_path: Path) -> None:
 
 
 def test_sync_block(traces: Traces, tmp_path: Path) -> None:
-    with pytest.raises(Boom), sync.Server(HOST, 20100, 29000, server_init_callback=offer(), silent=True) as server:
+    with pytest.raises(Boom), sync.Server(HOST, 0, server_init_callback=offer(), silent=True) as server:
         with busy(server, tmp_path):
             raise Boom
     assert traces.none()
 
 
 def test_sync_collected(traces: Traces) -> None:
-    server = sync.Server(HOST, 20100, 29000, server_init_callback=offer(), silent=True)
+    server = sync.Server(HOST, 0, server_init_callback=offer(), silent=True)
     works(server)
     del server
     gc.collect()
@@ -301,7 +301,7 @@ def test_sync_program_is_killed(traces: Traces) -> None:
     source = """
 import time
 from rpcflow import sync
-server = sync.Server("127.0.0.1", 20100, 29000, silent=True)
+server = sync.Server("127.0.0.1", 0, silent=True)
 print(server.port, flush=True)
 time.sleep(600)
 """
