@@ -85,7 +85,7 @@ def to_numpy(array: Any) -> npt.NDArray[Any]:
 def packed(data: memoryview, bits: int) -> memoryview:
     """Elements of fewer than 8 bits, which NumPy keeps one to a byte, one after another from the lowest bit on."""
     each = np.unpackbits(np.frombuffer(data, np.uint8).reshape(-1, 1), axis=1, bitorder="little")
-    return memoryview(np.packbits(each[:, :bits], bitorder="little"))
+    return np.packbits(each[:, :bits], bitorder="little").data
 
 
 def unpacked(data: memoryview, bits: int, target: memoryview, signed: bool) -> None:
@@ -94,9 +94,9 @@ def unpacked(data: memoryview, bits: int, target: memoryview, signed: bool) -> N
     each = np.unpackbits(np.frombuffer(data, np.uint8), count=count * bits, bitorder="little").reshape(count, bits)
     whole = np.packbits(each, axis=1, bitorder="little").reshape(-1)
     if signed:
-        sign = 1 << (bits - 1)
-        whole = (whole ^ sign) - np.uint8(sign)
-    target[:] = memoryview(whole)
+        sign = np.uint8(1 << (bits - 1))
+        whole = (whole ^ sign) - sign
+    target[:] = whole.data
 
 
 def contiguous_bytes(array: npt.NDArray[Any]) -> memoryview:

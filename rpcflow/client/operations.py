@@ -281,7 +281,9 @@ def _block(limit: int, view: TensorView, nbytes: int) -> int:
         return max(nbytes, 1)
     block = limit - _PACKET_OVERHEAD - 8 * len(view.shape)
     if block <= 0:
-        raise RPCError(f"the server takes packets of {limit} bytes, too few for a tensor of {len(view.shape)} dimensions")
+        raise RPCError(
+            f"the server takes packets of {limit} bytes, too few for a tensor of {len(view.shape)} dimensions"
+        )
     return block
 
 

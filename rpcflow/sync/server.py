@@ -55,7 +55,8 @@ class Server:
         check_key(key)
         if not host.startswith("unix:") and not is_loopback(host):
             _log.warning(
-                "the server on %s can be reached from other machines, unencrypted: whoever reaches it can run code", host
+                "the server on %s can be reached from other machines, unencrypted: whoever reaches it can run code",
+                host,
             )
         callback = None
         if server_init_callback is not None:

@@ -36,9 +36,7 @@ def anyio_backend(api: str) -> str:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[sync.Server]:
-    with sync.Server(
-        "127.0.0.1", 0, key=KEY, silent=True, server_init_callback=offer(), max_sessions=16
-    ) as running:
+    with sync.Server("127.0.0.1", 0, key=KEY, silent=True, server_init_callback=offer(), max_sessions=16) as running:
         yield running
 
 

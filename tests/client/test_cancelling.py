@@ -99,9 +99,7 @@ class TestCancelledCalls:
             with anyio.CancelScope() as scope:
                 received = core._channel.receive_into
 
-                async def once(
-                    buffer: memoryview, inner: Any = received, within: anyio.CancelScope = scope
-                ) -> int:
+                async def once(buffer: memoryview, inner: Any = received, within: anyio.CancelScope = scope) -> int:
                     count: int = await inner(buffer)
                     within.cancel()
                     return count
@@ -211,7 +209,7 @@ class TestLeaving:
             with pytest.raises(rpcflow.ConnectionLostError, match="closed"):
                 await use()
         assert "closed" in repr(session)
-        del tensor, echo
+        tensor = echo = None
         gc.collect()
 
     async def test_aclose_and_again(self, connect: Connect) -> None:

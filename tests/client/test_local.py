@@ -220,7 +220,7 @@ async def test_handles_are_freed(opened: Open) -> None:
 
         await eventually(count, 0)
         kept = await (await session.get_function("here.make"))()
-    del session, nothing
+    session = nothing = None
     gc.collect()
     assert "object" in repr(kept)
 

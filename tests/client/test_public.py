@@ -171,7 +171,10 @@ def test_the_version_is_the_distributions() -> None:
 )
 def test_imports_bring_no_more_than_is_needed(program: str, absent: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", f"import sys\n{program}\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert not set(absent) & set(run.stdout.split())
 

@@ -94,9 +94,7 @@ def test_close_while_another_thread_is_in_a_call(server: rpc.Server, tmp_path: P
         time.sleep(0.3)
 
 
-def test_a_call_that_waits_for_its_turn_fails_when_the_session_is_closed(
-    server: rpc.Server, tmp_path: Path
-) -> None:
+def test_a_call_that_waits_for_its_turn_fails_when_the_session_is_closed(server: rpc.Server, tmp_path: Path) -> None:
     session = rpc.connect("127.0.0.1", server.port, KEY)
     wait, echo = session.get_function("t.begin_and_wait_for"), session.get_function("t.echo")
     begun = tmp_path / "begun"

@@ -252,7 +252,7 @@ async def test_a_cancelled_receive_takes_nothing(opened: Opened) -> None:
 async def test_cancelled_and_arrived_at_once_loses_nothing(opened: Opened) -> None:
     """Whichever comes first: the bytes are either given or still there."""
     async with opened() as (near, far):
-        for _ in range(50):
+        for _ in range(10):
             got: list[int] = []
             buffer = memoryview(bytearray(4))
 

@@ -17,7 +17,7 @@ from rpcflow.protocol.values import FilePayload
 from rpcflow.transports import BlockingChannel, Url, find_transport
 from rpcflow.transports.memory import blocking_channel_pair
 from rpcflow.transports.sockets import BlockingSocketChannel, tune
-from rpcflow.transports.testing import FaultyChannel, Faults
+from rpcflow.transports.testing import Faults, FaultyChannel
 
 from .conftest import accept
 
@@ -87,9 +87,7 @@ def test_order_both_ways(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("deadline", [None, 60.0])
-def test_gathered_sends_of_many_and_empty_parts(
-    pair: Pair, spawn: Callable[..., Any], deadline: float | None
-) -> None:
+def test_gathered_sends_of_many_and_empty_parts(pair: Pair, spawn: Callable[..., Any], deadline: float | None) -> None:
     near, far = pair
     ends = None if deadline is None else time.monotonic() + deadline
     parts: list[Any] = [b"", b"a", bytearray(b"bc"), memoryview(b""), memoryview(b"xdefx")[1:-1], b""]

@@ -74,8 +74,10 @@ class TestListen:
 
     @pytest.mark.parametrize(
         ("host", "loopback"),
-        [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
-        + [("", False), ("::", False), ("192.0.2.1", False), ("board.lan", False)],
+        [
+            *((name, True) for name in ("127.0.0.1", "127.9.9.9", "::1", "localhost")),
+            *((name, False) for name in ("0.0.0.0", "", "::", "192.0.2.1", "board.lan")),
+        ],
     )
     def test_loopback(self, host: str, loopback: bool) -> None:
         assert tcp.is_loopback(host) is loopback

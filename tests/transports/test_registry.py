@@ -48,7 +48,8 @@ def test_memory_channels_come_in_pairs_not_by_url() -> None:
 class Pigeons:
     """A transport as a third party would write it."""
 
-    urls: list[Url] = []
+    def __init__(self) -> None:
+        self.urls: list[Url] = []
 
     async def connect(self, url: Url, *, poll: bool | None = None) -> Any:
         raise NotImplementedError

@@ -16,8 +16,8 @@ from rpcflow.transports.testing import (
     SILENCE,
     AsyncFaultyChannel,
     AsyncScriptedChannel,
-    FaultyChannel,
     Faults,
+    FaultyChannel,
     ScriptedChannel,
 )
 

@@ -107,7 +107,9 @@ def test_a_bare_host_and_a_port(host: str, port: int) -> None:
     assert Url.parse(host, port) == Url.parse(str(Url("tcp", host, port))) == Url("tcp", host, port)
 
 
-@given(PATHS, st.lists(st.tuples(st.text(string.ascii_letters, min_size=1), st.text(min_size=1, max_size=5)), max_size=3))
+@given(
+    PATHS, st.lists(st.tuples(st.text(string.ascii_letters, min_size=1), st.text(min_size=1, max_size=5)), max_size=3)
+)
 def test_printed_and_read_again_with_a_path(path: str, query: list[tuple[str, str]]) -> None:
     url = Url("serial", path=path, query=tuple(query))
     assert Url.parse(str(url)) == url
