@@ -10,6 +10,7 @@ import importlib.util
 import random
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -68,10 +69,11 @@ def with_atheris(name: str, seed: int, seconds: float) -> bool:
     kept.mkdir(parents=True, exist_ok=True)
     for data in corpus_of(name):
         (kept / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
-    artifacts = WORK / "artifacts" / name
-    artifacts.mkdir(parents=True, exist_ok=True)
-    for old in artifacts.iterdir():
-        old.unlink()
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=WORK) as artifacts:
+        return _with_libfuzzer(name, kept, Path(artifacts), seed, seconds)
+
+
+def _with_libfuzzer(name: str, kept: Path, artifacts: Path, seed: int, seconds: float) -> bool:
     command = [sys.executable, "-m", "fuzz.by_atheris", name, str(kept), f"-max_total_time={max(1, round(seconds))}"]
     command += [f"-seed={seed % (1 << 31) or 1}", f"-artifact_prefix={artifacts}/", f"-max_len={_MAX_NBYTES}"]
     command += ["-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=1"]

@@ -78,13 +78,16 @@ def tensors(**fixed: Any) -> st.SearchStrategy[TensorView]:
         "byte_offset": U64,
     } | fixed
 
-    def possible(view: TensorView) -> bool:
-        elements = 1
+    def possible(view: TensorView) -> TensorView:
+        bits = max(view.dtype.itembits, 1)
+        shape: list[int] = []
         for extent in view.shape:
-            elements *= extent
-        return elements * max(view.dtype.itembits, 1) <= I64_MAX
+            if bits * extent <= I64_MAX:
+                bits *= extent
+                shape.append(extent)
+        return view._replace(shape=tuple(shape))
 
-    return st.builds(TensorView, **fields).filter(possible)
+    return st.builds(TensorView, **fields).map(possible)
 
 
 object_texts = st.builds(_with_outer, st.text(max_size=40).map(ObjectText), OUTER)

@@ -98,10 +98,12 @@ class Server:
             if isinstance(value, str):  # its characters would be taken for a list, and "/" is among a path's
                 raise ValueError(f"{name} takes a list of texts, not the text {value!r}")
         self._unix = host.removeprefix("unix:").removeprefix("//") if host.startswith("unix:") else None
-        if self._unix == "":
-            raise ValueError(f"{host!r} names no path to listen on")
         if self._unix is None:
             _check_ports(port, port_end)
+        elif self._unix:
+            self._unix = os.path.abspath(self._unix)  # of the folder that is current now
+        else:
+            raise ValueError(f"{host!r} names no path to listen on")
         if self._unix is None and not insecure and not tcp_transport.is_loopback(host):
             raise ValueError(
                 f"{host!r} can be reached from other machines and the line is not encrypted: "
@@ -141,7 +143,7 @@ class Server:
     def url(self) -> Url:
         """Where clients find it."""
         if self._unix is not None:
-            return Url("unix", path=os.path.abspath(self._unix))
+            return Url("unix", path=self._unix)
         return Url("tcp", self.host, self.port)
 
     async def __aenter__(self) -> "Server":
@@ -181,9 +183,8 @@ class Server:
 
     def _listen(self, stack: AsyncExitStack) -> list[socket.socket]:
         if self._unix is not None:
-            path = os.path.abspath(self._unix)
-            listener = unix_transport.listen(path)
-            stack.callback(_unlink, path)
+            listener = unix_transport.listen(self._unix)
+            stack.callback(_unlink, self._unix)
             sockets = [listener]
         else:
             sockets = tcp_transport.listen(self.host, self.port, self._port_end, reuse_addr=self._reuse_addr)

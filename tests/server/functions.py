@@ -57,7 +57,7 @@ def offer(*more: Callable[[], object]) -> Callable[[], None]:
             return subprocess.Popen(["sleep", "600"]).pid
 
         def daemon(mark: str) -> None:
-            """As well hidden as can be: forked twice, in a session of its own, listening. The file says pid and port."""
+            """As well hidden as can be: forked twice, a session of its own, listening. The file has pid and port."""
             if os.fork() == 0:
                 os.setsid()
                 if os.fork() == 0:

@@ -39,7 +39,7 @@ def until(condition: Callable[[], Any], what: str = "it", seconds: float = PATIE
 async def until_async(condition: Callable[[], Any], what: str = "it", seconds: float = PATIENCE) -> Any:
     """As :func:`until`, in a task."""
     with anyio.move_on_after(seconds):
-        while not (value := condition()):  # noqa: ASYNC110  # what is waited for happens in another process
+        while not (value := condition()):  # what is waited for happens in another process
             await anyio.sleep(0.01)
         return value
     raise AssertionError(f"{what} did not come true within {seconds} s")

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import random
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
+import anyio.from_thread
 import pytest
 
 import rpcflow
 from rpcflow.protocol.handshake import MAGIC
 
 from .conftest import Host
+from .functions import offer
 from .support import (
     ALLOC,
     ALLOC_SCOPE,
@@ -52,18 +55,42 @@ FLOAT = struct.pack("<iBBHi", 5, 2, 32, 1, 0)
 
 
 @contextmanager
-def others(host: Host, traces: Traces, **options: object) -> Iterator[rpcflow.Server]:
-    """A server with another session, which goes on meanwhile; afterwards the next one works, and all is as before."""
-    with host(max_sessions=2, **options) as server:
-        with connect(server) as other:
-            processes, files = len(traces.processes()), len(traces.files())
-            yield server
-            assert call(other, "t.echo", 1) == 1
-            works(server)
-            until(lambda: server._connections == 1, "closing the bad client's connection")
-            until(lambda: len(traces.processes()) == processes, "ending its processes")
-            assert len(traces.files()) == files
+def others(server: rpcflow.Server, traces: Traces) -> Iterator[rpcflow.Server]:
+    """Another session, which goes on meanwhile; afterwards the next one works, and all is as before."""
+    with connect(server) as other:
+        until(lambda: len(traces.processes()) == 3, "launcher, worker and the next worker")
+        yield server
+        assert call(other, "t.echo", 1) == 1
         works(server)
+        until(lambda: server._connections == 1, "closing the bad client's connection")
+        until(lambda: len(traces.processes()) == 3, "ending its processes")
+        assert len(traces.files()) == 1
+    works(server)
+
+
+Shared = Callable[[], AbstractContextManager[rpcflow.Server]]
+
+
+@pytest.fixture(scope="module", params=["trio", "asyncio"])
+def server_and_traces(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[rpcflow.Server, Traces]]:
+    """One server for all of them: what one bad client breaks, the next would find broken."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        traces = Traces(folder)
+        with anyio.from_thread.start_blocking_portal(request.param) as portal:
+            made = rpcflow.Server(port=0, server_init_callback=offer(), max_sessions=2)
+            with portal.wrap_async_context_manager(made) as server:
+                yield server, traces
+        assert traces.none()
+
+
+@pytest.fixture
+def shared(server_and_traces: tuple[rpcflow.Server, Traces]) -> Shared:
+    return lambda: others(*server_and_traces)
 
 
 # ---------------------------------------------------------------------------------------------- no handshake
@@ -83,15 +110,15 @@ STRANGERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("said", STRANGERS)
-def test_no_handshake(host: Host, traces: Traces, said: str) -> None:
-    with others(host, traces) as server, Raw(server, STRANGERS[said]) as raw:
+def test_no_handshake(shared: Shared, said: str) -> None:
+    with shared() as server, Raw(server, STRANGERS[said]) as raw:
         assert raw.ended()
 
 
 @pytest.mark.parametrize("said", [b"", b"nonsense", b" ", b"client", b"x1", b"server:", b"client:other"])
-def test_key_texts(host: Host, traces: Traces, said: bytes) -> None:
+def test_key_texts(shared: Shared, said: bytes) -> None:
     """A handshake by its form, and no key of ours: answered by a refusal."""
-    with others(host, traces) as server, Raw(server, struct.pack("<ii", MAGIC, len(said)) + said) as raw:
+    with shared() as server, Raw(server, struct.pack("<ii", MAGIC, len(said)) + said) as raw:
         assert raw.answer() == MAGIC + 2
         assert raw.ended()
 
@@ -131,16 +158,16 @@ FATAL: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("said", FATAL)
-def test_not_the_protocol(host: Host, traces: Traces, said: str) -> None:
-    with others(host, traces) as server, Raw(server).open() as raw:
+def test_not_the_protocol(shared: Shared, said: str) -> None:
+    with shared() as server, Raw(server).open() as raw:
         raw.send(FATAL[said])
         assert raw.error().startswith("ProtocolError: ")
         assert raw.ended()
 
 
 @pytest.mark.parametrize("said", ["random bytes", "a packet of 2^63 bytes", "an unknown code"])
-def test_not_the_protocol_before_init(host: Host, traces: Traces, said: str) -> None:
-    with others(host, traces) as server, Raw(server, hello() + FATAL[said]) as raw:
+def test_not_the_protocol_before_init(shared: Shared, said: str) -> None:
+    with shared() as server, Raw(server, hello() + FATAL[said]) as raw:
         assert raw.answer() == MAGIC
         assert raw.error().startswith("ProtocolError: ")
         assert raw.ended()
@@ -224,9 +251,9 @@ REFUSED: dict[str, Callable[[Raw], bytes]] = {
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_refused_request(host: Host, traces: Traces, said: str) -> None:
+def test_refused_request(shared: Shared, said: str) -> None:
     """It fails in words, and the session goes on."""
-    with others(host, traces) as server, Raw(server).open() as raw:
+    with shared() as server, Raw(server).open() as raw:
         raw.send(REFUSED[said](raw))
         assert raw.error()
         raw.send(invoke(function(raw), integer(7)))
@@ -247,8 +274,8 @@ BEFORE_INIT: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("said", BEFORE_INIT)
-def test_before_init(host: Host, traces: Traces, said: str) -> None:
-    with others(host, traces) as server, Raw(server, hello() + BEFORE_INIT[said]) as raw:
+def test_before_init(shared: Shared, said: str) -> None:
+    with shared() as server, Raw(server, hello() + BEFORE_INIT[said]) as raw:
         assert raw.answer() == MAGIC
         assert raw.error()
         raw.send(init())
@@ -268,20 +295,20 @@ HALVES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("no_fork", [False])
-@pytest.mark.parametrize("said", HALVES)
-def test_silent_in_the_middle(host: Host, traces: Traces, said: str, no_fork: bool) -> None:
-    with others(host, traces, timeout=0.4, no_fork=no_fork) as server, Raw(server).open() as raw:
-        raw.send(HALVES[said])
-        words = raw.error()
-        assert words.startswith("ProtocolError: ")
-        assert "0.4 s" in words
-        assert raw.ended()
+def test_silent_in_the_middle(host: Host, traces: Traces) -> None:
+    with host(timeout=0.4, max_sessions=2) as made, others(made, traces) as server:
+        for said in HALVES.values():
+            with Raw(server).open() as raw:
+                raw.send(said)
+                words = raw.error()
+                assert words.startswith("ProtocolError: ")
+                assert "0.4 s" in words
+                assert raw.ended()
 
 
 @pytest.mark.parametrize("said", HALVES)
-def test_gone_in_the_middle(host: Host, traces: Traces, said: str) -> None:
-    with others(host, traces) as server:
+def test_gone_in_the_middle(shared: Shared, said: str) -> None:
+    with shared() as server:
         with Raw(server).open() as raw:
             raw.send(HALVES[said])
         with Raw(server).open() as raw:
@@ -290,23 +317,22 @@ def test_gone_in_the_middle(host: Host, traces: Traces, said: str) -> None:
 
 
 def test_half_a_copy_into_memory_that_is_there(host: Host, traces: Traces) -> None:
-    with others(host, traces, timeout=0.4) as server, Raw(server).open() as raw:
+    with host(timeout=0.4, max_sessions=2) as made, others(made, traces) as server, Raw(server).open() as raw:
         raw.send(copy_to(allocate(raw), (16,), bytes(64))[:-10])
         assert "0.4 s" in raw.error()
         assert raw.ended()
 
 
 def test_half_a_handshake(host: Host, traces: Traces) -> None:
-    with others(host, traces, timeout=0.4) as server:
-        for size in range(len(hello())):
-            with Raw(server, hello()[:size]) as raw:
-                assert raw.ended()
+    with host(timeout=0.4, max_sessions=2) as made, others(made, traces) as server, ExitStack() as stack:
+        raws = [stack.enter_context(Raw(server, hello()[:size])) for size in range(len(hello()))]
+        assert all(raw.ended() for raw in raws)
 
 
-def test_many_kinds_at_once(host: Host, traces: Traces) -> None:
+def test_many_kinds_at_once(shared: Shared) -> None:
     """Strangers in a heap, some seeded random: the server neither stalls nor dies."""
     source = random.Random(3)
-    with others(host, traces) as server:
+    with shared() as server:
         raws = []
         for _ in range(60):
             said = source.choice(

@@ -59,12 +59,11 @@ def test_folder_of_the_worst_kind_goes(host: Host, traces: Traces) -> None:
         assert server._launcher.pid == launcher
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize(
     "way",
     ["absolute", "..", "deep ..", "symlink", "symlinked folder", "chain", "NUL", "sibling", "new in symlinked folder"],
 )
-def test_no_way_out(host: Host, tmp_path: Path, operation: str, way: str) -> None:
+def test_no_way_out(host: Host, tmp_path: Path, way: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     secret = outside / "secret.so"
@@ -91,14 +90,15 @@ def test_no_way_out(host: Host, tmp_path: Path, operation: str, way: str) -> Non
             "sibling": f"../{os.path.basename(folder)}x/file.so",
             "new in symlinked folder": "folder/new.so",
         }[way]
-        with pytest.raises(rpcflow.PermissionDeniedError) as caught:
-            OPERATIONS[operation](session, path)
-        assert caught.value.path == path
-        if way != "NUL":
-            assert "allow-path" in str(caught.value)
-        assert secret.read_text() == "secret"
-        assert os.listdir(outside) == ["secret.so"]
-        assert call(session, "t.echo", 1) == 1
+        for operation in OPERATIONS.values():
+            with pytest.raises(rpcflow.PermissionDeniedError) as caught:
+                operation(session, path)
+            assert caught.value.path == path
+            if way != "NUL":
+                assert "allow-path" in str(caught.value)
+            assert secret.read_text() == "secret"
+            assert os.listdir(outside) == ["secret.so"]
+            assert call(session, "t.echo", 1) == 1
 
 
 def test_links_that_stay_inside_are_followed(host: Host) -> None:
