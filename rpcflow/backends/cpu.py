@@ -62,8 +62,11 @@ class CpuBackend:
         memory.arguments.clear()
 
     def wrap(self, device: Device, address: int, nbytes: int, owner: Any) -> CpuMemory:
-        view = memoryview((ctypes.c_char * nbytes).from_address(address)) if nbytes else memoryview(b"")
-        return CpuMemory(device, nbytes, address, owner, view.cast("B") if nbytes else view)
+        if not nbytes:
+            return CpuMemory(device, 0, address, owner, memoryview(b""))
+        block = (ctypes.c_char * nbytes).from_address(address)
+        block.owner = owner  # type: ignore[attr-defined]  # whoever looks into the view keeps the memory
+        return CpuMemory(device, nbytes, address, owner, memoryview(block).cast("B"))
 
     def sink(self, memory: Memory, offset: int, nbytes: int) -> Sink:
         return ViewSink(_view(memory)[offset : offset + nbytes])

@@ -76,13 +76,19 @@ def server(
         logging.getLogger("rpcflow.server").warning(
             "--insecure: whoever reaches %s can run code here, and the line is not encrypted", host
         )
-    try:
-        anyio.run(_serve, made, backend="trio")
-    except (OSError, RPCError) as error:
-        raise click.UsageError(str(error)) from error
+    failure = anyio.run(_serve, made, backend="trio")
+    if failure is not None:
+        raise click.UsageError(_last_line(failure)) from failure
 
 
-async def _serve(made: object) -> None:
+def _last_line(error: Exception) -> str:
+    """An error in one line: of a traceback that came with it, what it ends with."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+
+
+async def _serve(made: object) -> Exception | None:
+    """Serve until told to stop; what kept the server from starting, if anything did."""
     from rpcflow.server.supervisor import Server
 
     assert isinstance(made, Server)
@@ -94,6 +100,11 @@ async def _serve(made: object) -> None:
                     tasks.cancel_scope.cancel()
 
             tasks.start_soon(stop)
-            async with made:
-                print(f"READY {made.url}", flush=True)
-                await anyio.sleep_forever()
+            try:
+                async with made:
+                    print(f"READY {made.url}", flush=True)
+                    await anyio.sleep_forever()
+            except (OSError, RPCError) as error:
+                tasks.cancel_scope.cancel()
+                return error
+    return None

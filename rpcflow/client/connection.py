@@ -38,6 +38,7 @@ class Connection(SessionCore):
         self._busy = False
         self._waiting: deque[anyio.Event] = deque()
         self._closed = False
+        self._late: Request | None = None
         self._on_trio = sniffio.current_async_library() == "trio"
         self._ran_others = 0.0
 
@@ -50,6 +51,7 @@ class Connection(SessionCore):
         with _Deadline(self):
             await self._acquire()
             try:
+                await self._drain()
                 try:
                     request = next(operation)
                     while True:
@@ -72,15 +74,31 @@ class Connection(SessionCore):
         if self.call_timeout is None and self.session_timeout is None:
             await self._acquire()
             try:
+                if self._late is not None:
+                    await self._drain()
                 return await self._roundtrip(self.machine.call(number, values, label))
             finally:
                 self._release()
         with _Deadline(self):
             await self._acquire()
             try:
+                await self._drain()
                 return await self._roundtrip(self.machine.call(number, values, label))
             finally:
                 self._release()
+
+    async def _drain(self) -> None:
+        """Take the answer that a cancelled call has left on the line. It may be large: a server that cannot get rid of
+        it would not take our next request."""
+        if self._late is None:
+            return
+        try:
+            while not self._late.done:
+                await self._receive()
+        except RPCError as error:
+            self._after_error()
+            raise self.lost(error) from error.__cause__
+        self._late = None
 
     async def _acquire(self) -> None:
         # The place in the queue is taken before anybody else can run: calls are served in the order they are made.
@@ -141,6 +159,10 @@ class Connection(SessionCore):
             raise self.lost(error, request.label) from error.__cause__
         except BaseException:
             machine.abandon(request)
+            if not request.done:
+                self._late = request
+            if self.log:
+                _log.info("%s: given up after %.6f s", request.label, time.perf_counter() - began)
             raise
         if self.log:
             _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)

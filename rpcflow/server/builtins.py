@@ -15,10 +15,10 @@ from rpcflow.protocol.values import Device, FilePayload, TypeIndex
 from rpcflow.session.handles import Kind
 from rpcflow.session.server import Given
 
-from . import modules
 from .evaluator import Settings, evaluate
-from .folder import FileSink, SessionFolder
+from .folder import PREFIX, FileSink, SessionFolder
 from .linking import linked
+from .modules import ModuleLoader
 
 _UNLIMITED: Final = 2**63 - 1
 _LAST_LEVEL_CACHE_NBYTES: Final = 64 << 20
@@ -53,6 +53,7 @@ class Builtins:
         self._backends = backends
         self._convert = convert
         self._files_by_handle = files_by_handle
+        self._modules = ModuleLoader(os.path.join(folder.path, PREFIX + "modules"))
         functions: dict[str, Callable[..., Any]] = {
             "tvm.rpc.server.GetCRTMaxPacketSize": lambda: _UNLIMITED,
             "tvm.rpc.server.upload": self.upload,
@@ -95,7 +96,7 @@ class Builtins:
 
     def load_module(self, name: str) -> Given:
         """Load a compiled module; objects are linked first."""
-        module = modules.load(linked(self.folder.existing(str(name))))
+        module = self._modules.load(linked(self.folder.existing(str(name))))
         return Given(TypeIndex.MODULE, Kind.MODULE, module)
 
     def download_linked_module(self, name: str) -> Any:

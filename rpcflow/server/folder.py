@@ -13,6 +13,8 @@ from rpcflow.protocol.limits import BULK_NBYTES
 from rpcflow.protocol.values import FilePayload
 
 _CHUNK: Final = 1 << 20
+PREFIX: Final = ".rpcflow-"
+"""Of what rpcflow itself keeps in a session's folder; no listing shows it."""
 
 
 def remove_tree(path: str) -> None:
@@ -103,25 +105,28 @@ class SessionFolder:
                 os.close(fd)
 
     def remove(self, name: str) -> None:
-        """Remove a file."""
-        os.unlink(self.existing(name))
+        """Remove a file; of a symbolic link, the link."""
+        parent = self.resolve(os.path.dirname(name) or ".")
+        path = os.path.join(parent, os.path.basename(name))
+        if not os.path.basename(name) or not (os.path.islink(path) or os.path.isfile(path)):
+            path = self.existing(name)
+        os.unlink(path)
 
     def listdir(self, name: str) -> list[str]:
         """The names in a folder, sorted; an upload under way is not among them."""
         path = self.resolve(name or ".")
         if not os.path.isdir(path):
             raise FileNotFoundError(f"there is no folder {name!r} in the session's folder")
-        return sorted(entry for entry in os.listdir(path) if not entry.startswith(FileSink.PREFIX))
+        names = (os.fsencode(entry).decode(errors="backslashreplace") for entry in os.listdir(path))
+        return sorted(entry for entry in names if not entry.startswith(PREFIX))
 
 
 class FileSink:
     """Data that go to disk as they arrive; the file gets its name when it is whole."""
 
-    PREFIX: Final = ".rpcflow-upload-"
-
     def __init__(self, path: str) -> None:
         self._path = path
-        self._fd, self._temporary = tempfile.mkstemp(prefix=self.PREFIX, dir=os.path.dirname(path))
+        self._fd, self._temporary = tempfile.mkstemp(prefix=PREFIX + "upload-", dir=os.path.dirname(path))
         self._scratch = memoryview(bytearray(_CHUNK))
         self.error: OSError | None = None
 

@@ -33,7 +33,16 @@ import attrs
 
 from .config import WorkerConfig
 from .folder import remove_tree
-from .processes import adopt_orphans, children, die_with_parent, kill_group, open_devices, threads
+from .processes import (
+    adopt_orphans,
+    children,
+    die_with_parent,
+    kill_group,
+    open_devices,
+    python_environment,
+    restore_environment,
+    threads,
+)
 from .status import StatusPage
 from .worker import enter, prepare, read_config, redirect, run_and_end, serve
 
@@ -222,7 +231,7 @@ class Launcher:
                     str(os.getpid()),
                     folder,
                 ],
-                os.environ,
+                python_environment(self._config.sys_path),
                 setsid=True,
                 setsigdef=[signal.SIGCHLD, signal.SIGINT],
             )
@@ -302,6 +311,7 @@ def main(argv: Sequence[str]) -> int:
     control = socket.socket(fileno=control_fd)
     config = read_config(config_fd)
     sys.path[:] = config.sys_path
+    restore_environment()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         if config.no_fork:
@@ -321,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
                     os.set_inheritable(fd, True)
                 _flush()
                 flags = [sys.executable, *_interpreter_flags(), "-m", "rpcflow.server.launcher"]
-                os.execv(sys.executable, [*flags, *argv[:3], "late"])
+                os.execve(sys.executable, [*flags, *argv[:3], "late"], python_environment(config.sys_path))
     except (Exception, SystemExit):
         text = traceback.format_exc()
         control.send(json.dumps({"failed": text[-3000:]}).encode())

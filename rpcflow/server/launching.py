@@ -19,6 +19,7 @@ from rpcflow.errors import RPCError
 
 from .config import WorkerConfig
 from .folder import remove_tree
+from .processes import python_environment
 
 _MESSAGE_NBYTES: Final = 1 << 16
 _GRACE: Final = 1.5
@@ -155,8 +156,8 @@ def _start(config: WorkerConfig, control: int) -> subprocess.Popen[bytes]:
     with tempfile.TemporaryFile() as file:
         pickle.dump(config, file)
         file.flush()
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RPCFLOW_LAUNCHER": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in config.sys_path if path)
+        # Threads of a BLAS would not survive a fork.
+        environment = {"OPENBLAS_NUM_THREADS": "1", **python_environment(config.sys_path)}
         return subprocess.Popen(
             [
                 sys.executable,

@@ -22,10 +22,26 @@ class LocalChannel:
         self._executor = Executor(SessionFolder(self._folder), files_by_handle=False)
         self._answers: deque[memoryview] = deque()
         self._open = True
+        self._busy = False
 
     def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
         if not self._open:
             raise ConnectionLostError("the connection is closed")
+        self._busy = True
+        try:
+            self._take(parts)
+        finally:
+            self._busy = False
+            closed = self._was_closed()
+            if closed:  # by another thread, or by what was called: now it can go
+                self._end()
+        if closed:
+            raise ConnectionLostError("the connection is closed")
+
+    def _was_closed(self) -> bool:
+        return not self._open
+
+    def _take(self, parts: Sequence[Part]) -> None:
         reader = self._executor.machine.reader
         for part in parts:
             assert not isinstance(part, FilePayload)
@@ -71,6 +87,10 @@ class LocalChannel:
     def close(self) -> None:
         if self._open:
             self._open = False
-            self._answers.clear()
-            self._executor.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if not self._busy:
+                self._end()
+
+    def _end(self) -> None:
+        self._answers.clear()
+        self._executor.close()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -5,6 +5,7 @@ import ctypes
 import importlib.util
 import mmap
 import os
+import shutil
 from typing import Any, Final
 
 from rpcflow import registry
@@ -19,6 +20,34 @@ _RUNTIME_FILES: Final = ("libtvm_runtime.so", "libtvm.so", "libtvm_runtime.dylib
 
 class ModuleError(RPCError):
     """A module cannot be loaded here."""
+
+
+class ModuleLoader:
+    """Loads the modules of one session.
+
+    The system knows a library by its path and never forgets it. A file that has changed since it was loaded is
+    therefore loaded from a copy.
+
+    Args:
+        folder: for copies; made when the first is.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._loaded: dict[str, tuple[int, int, int]] = {}
+
+    def load(self, path: str) -> Any:
+        """The module in a shared library; errors as :func:`load`."""
+        stat = os.stat(path)
+        version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if self._loaded.setdefault(path, version) != version:
+            folder = os.path.join(self._folder, str(len(self._loaded)))
+            os.makedirs(folder, exist_ok=True)
+            copy = os.path.join(folder, os.path.basename(path))
+            shutil.copyfile(path, copy)
+            self._loaded[copy] = version
+            return load(copy)
+        return load(path)
 
 
 def load(path: str) -> Any:

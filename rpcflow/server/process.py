@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import attrs
 
+from .processes import restore_environment
 from .supervisor import Server
 
 
@@ -51,6 +52,7 @@ def main() -> None:
         options = pickle.load(file)  # written by the process that started us
     logging.basicConfig(level=logging.WARNING if options["silent"] else logging.INFO, format="%(name)s: %(message)s")
     sys.path[:] = options.pop("sys_path")
+    restore_environment()
     answer = int(sys.argv[2])
     if answer != 3:
         os.dup2(answer, 3)

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -27,6 +28,24 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
 def adopt_orphans() -> None:
     """Descendants whose parents end become our children."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+_KEPT_PYTHONPATH: Final = "RPCFLOW_PYTHONPATH"
+
+
+def python_environment(sys_path: Sequence[str]) -> dict[str, str]:
+    """The environment for a process of ours, which must find the modules that we find."""
+    path = os.pathsep.join(entry for entry in sys_path if entry)
+    return {**os.environ, "PYTHONPATH": path, _KEPT_PYTHONPATH: os.environ.get("PYTHONPATH", "")}
+
+
+def restore_environment() -> None:
+    """In such a process: programs that user code starts see the environment that our user has."""
+    kept = os.environ.pop(_KEPT_PYTHONPATH, None)
+    if kept:
+        os.environ["PYTHONPATH"] = kept
+    elif kept is not None:
+        os.environ.pop("PYTHONPATH", None)
 
 
 def children() -> list[int]:

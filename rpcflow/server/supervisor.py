@@ -3,6 +3,7 @@
 
 import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -109,7 +110,7 @@ class Server:
                 f"{host!r} can be reached from other machines and the line is not encrypted: "
                 "listen on 127.0.0.1 or unix:/path, or say insecure=True (--insecure)"
             )
-        self.host = host
+        self.host = host.removeprefix("[").removesuffix("]")
         self.port = port
         self._port_end = port_end
         self._key = key
@@ -130,6 +131,7 @@ class Server:
         )
         self._queue = TurnQueue(max_sessions)
         self._numbers = 0
+        self._max_connections = _connection_limit(max_sessions)
         self._connections = 0
         self._stack: AsyncExitStack | None = None
 
@@ -210,7 +212,7 @@ class Server:
             await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
 
     def _welcome(self, sock: socket.socket, address: Any) -> None:
-        if self._connections >= _MAX_CONNECTIONS:
+        if self._connections >= self._max_connections:
             sock.close()
             return
         try:
@@ -257,6 +259,14 @@ def _check_ports(port: int, port_end: int) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number from 0 to {most}")
     if port and not port < port_end:
         raise ValueError(f"there is no port from port={port} to below port_end={port_end}")
+
+
+def _connection_limit(max_sessions: int) -> int:
+    """How many strangers may hold a descriptor, so that sessions always find enough for themselves."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MAX_CONNECTIONS
+    return max(16, min(_MAX_CONNECTIONS, (soft - 64 - 16 * max_sessions) // 2))
 
 
 def _libraries(names: str | None) -> list[str]:

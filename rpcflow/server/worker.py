@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,8 +19,8 @@ from rpcflow.transports.sockets import BlockingSocketChannel
 
 from .config import WorkerConfig
 from .executor import Executor
-from .folder import SessionFolder
-from .processes import adopt_orphans, die_with_parent
+from .folder import PREFIX, SessionFolder
+from .processes import adopt_orphans, die_with_parent, restore_environment
 from .status import StatusPage
 
 
@@ -107,6 +108,9 @@ def enter(parent: int, folder: str) -> None:
     os.dup2(null, 0)
     os.close(null)
     os.chdir(folder)
+    # Temporary files of user code and compilers go with the session's folder.
+    tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(folder, PREFIX + "tmp")
+    os.mkdir(tempfile.tempdir)
 
 
 def redirect(stderr_fd: int) -> None:
@@ -144,6 +148,7 @@ def main(argv: Sequence[str]) -> int:
     config = read_config(int(config_fd))
     os.close(int(config_fd))
     sys.path[:] = config.sys_path
+    restore_environment()
     prepare(config)
     page = StatusPage(int(page_fd))
     os.close(int(page_fd))

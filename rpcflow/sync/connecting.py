@@ -7,7 +7,7 @@ from typing import Any
 
 from rpcflow.client.core import Operation
 from rpcflow.client.options import checked_options, constructor_arguments
-from rpcflow.errors import WaitTimeoutError
+from rpcflow.errors import CallTimeoutError, WaitTimeoutError
 from rpcflow.session.client import ClientMachine
 from rpcflow.transports import BlockingChannel, find_transport
 from rpcflow.transports.greeting import greet
@@ -69,18 +69,23 @@ def connect(
         channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
     )
     try:
-        initialize(core, session_constructor_args)
+        initialize(core, session_constructor_args, deadline)
+    except CallTimeoutError:
+        core.close()
+        raise WaitTimeoutError(
+            f"{address} did not begin the session within {wait_timeout:g} s", wait_timeout=wait_timeout
+        ) from None
     except BaseException:
         core.close()
         raise
     return RPCSession(core)
 
 
-def initialize(core: Connection, constructor: Sequence[Any] | None) -> None:
+def initialize(core: Connection, constructor: Sequence[Any] | None, deadline: float | None = None) -> None:
     """Begin the session on a line whose handshake is done."""
     values = core.arguments(constructor_arguments(constructor))
 
     def operation() -> Operation[None]:
         yield core.machine.init(values)
 
-    core.run(operation())
+    core.run(operation(), deadline)

@@ -2,6 +2,7 @@
 """The blocking driver of a client machine: one channel, threads that take turns. No event loop, no thread of ours."""
 
 import logging
+import os
 import threading
 import time
 from typing import Any, Final, TypeVar
@@ -24,15 +25,19 @@ class Connection(SessionCore):
         self._channel = channel
         self._lock = threading.RLock()
         self._closed = False
+        self._late_request: Request | None = None
+        self._process = os.getpid()
 
-    def run(self, operation: Operation[T]) -> T:
-        """Carry an operation out.
+    def run(self, operation: Operation[T], deadline: float | None = None) -> T:
+        """Carry an operation out, by ``deadline`` if that is given (a reading of ``time.monotonic``).
 
         Raises:
             RPCError: it failed.
         """
         with self._lock:
-            deadline = self._deadline()
+            if deadline is None:
+                deadline = self._deadline()
+            self._drain(deadline)
             try:
                 request = next(operation)
                 while True:
@@ -51,7 +56,29 @@ class Connection(SessionCore):
         """Call a function; its result as the machine gives it."""
         values = self.arguments(args)
         with self._lock:
-            return self._roundtrip(self.machine.call(number, values, label), self._deadline())
+            deadline = self._deadline()
+            if self._late_request is not None:
+                self._drain(deadline)
+            return self._roundtrip(self.machine.call(number, values, label), deadline)
+
+    def _drain(self, deadline: float | None) -> None:
+        """Take the answer that a call given up has left on the line. It may be large: a server that cannot get rid of
+        it would not take our next request."""
+        request = self._late_request
+        if request is None:
+            return
+        try:
+            while not request.done:
+                self._receive(deadline)
+        except TimeoutError as error:
+            if isinstance(error, RPCError):
+                raise
+            raise self._late(request) from None
+        except RPCError as error:
+            if self.machine.state is State.CLOSED:
+                self._channel.close()
+            raise self.lost(error) from error.__cause__
+        self._late_request = None
 
     def _deadline(self) -> float | None:
         if self.call_timeout is None:
@@ -81,7 +108,7 @@ class Connection(SessionCore):
             request.error = None  # else it and this frame, which it will hold on to, would keep each other
             raise self.lost(error, request.label) from error.__cause__
         except BaseException:  # KeyboardInterrupt, say
-            machine.abandon(request)
+            self._abandon(request)
             raise
         if self.log:
             _log.info("%s: done in %.6f s", request.label, time.perf_counter() - began)
@@ -138,11 +165,18 @@ class Connection(SessionCore):
             self.machine.close()
             self._channel.close()
             return lost
-        self.machine.abandon(request)
+        self._abandon(request)
         return CallTimeoutError(
-            f"the call took longer than {self.call_timeout:g} s; the option call_timeout raises that",
+            f"the call took longer than {self.call_timeout} s; the option call_timeout raises that",
             call_timeout=self.call_timeout,
         )
+
+    def _abandon(self, request: Request) -> None:
+        self.machine.abandon(request)
+        if not request.done:
+            self._late_request = request
+        if self.log:
+            _log.info("%s: given up", request.label)
 
     def close(self) -> None:
         """Say good-bye and close. Safe to call again, and while another thread is in a call: that fails."""
@@ -165,5 +199,6 @@ class Connection(SessionCore):
                 self._lock.release()
 
     def __del__(self) -> None:
-        if hasattr(self, "_closed"):
+        # A forked child has the same line; that it lets go of its copy must not end the parent's session.
+        if getattr(self, "_process", None) == os.getpid():
             self.close()

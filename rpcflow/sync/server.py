@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from rpcflow.errors import RPCError
 from rpcflow.protocol.handshake import check_key
+from rpcflow.server.processes import python_environment
 from rpcflow.transports.tcp import is_loopback
 
 _TERMINATE_SECONDS: Final = 5.0
@@ -113,7 +115,6 @@ def _start(options: dict[str, Any]) -> tuple[subprocess.Popen[bytes], dict[str, 
         pickle.dump(options, file)
         file.flush()
         file.seek(0)
-        path = os.pathsep.join(entry for entry in options["sys_path"] if entry)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "rpcflow.server.process", str(file.fileno()), str(write)],
@@ -121,15 +122,20 @@ def _start(options: dict[str, Any]) -> tuple[subprocess.Popen[bytes], dict[str, 
                 stdout=2,
                 pass_fds=(file.fileno(), write),
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path},
+                env=python_environment(options["sys_path"]),
             )
         except BaseException:
             os.close(read)
             raise
         finally:
             os.close(write)
-    with os.fdopen(read, "rb") as pipe:
-        line = pipe.readline()
+    try:
+        with os.fdopen(read, "rb") as pipe:
+            line = pipe.readline()
+    except BaseException:  # Ctrl-C while its imports run
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return process, json.loads(line) if line else None
 
 

@@ -219,7 +219,7 @@ def test_many_sessions_one_after_another(open_link: Open) -> None:
 
 
 def test_session_left_with_an_error(open_link: Open) -> None:
-    with pytest.raises(ZeroDivisionError):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError):
         with open_link() as link:
             tensor = link.tensor(np.zeros(3, "float32"))
             raise ZeroDivisionError(str(tensor.shape))
