@@ -53,9 +53,7 @@ def measure(group: str, settings: Settings) -> list[Row]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="rpcflow side by side with its peers"
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="rpcflow side by side with its peers")
     parser.add_argument("--quick", action="store_true", help="less data, fewer rounds: a look, not a figure")
     parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there as well")
@@ -68,9 +66,7 @@ def main() -> int:
     if options.quick:
         print("(--quick: less data and fewer rounds than the figures are stated for)")
     if options.json:
-        options.json.write_text(
-            json.dumps({**head, "rows": [row.as_json() for row in rows]}, indent=1) + "\n"
-        )
+        options.json.write_text(json.dumps({**head, "rows": [row.as_json() for row in rows]}, indent=1) + "\n")
     return 1 if any(row.error for row in rows) else 0
 
 

@@ -168,7 +168,5 @@ def main(descriptor: int, target: str) -> None:
 
 if __name__ == "__main__":
     if cores := [int(word) for word in sys.argv[3:]]:
-        os.sched_setaffinity(
-            0, cores
-        )  # before anything is imported or started, so that all of it inherits this
+        os.sched_setaffinity(0, cores)  # before anything is imported or started, so that all of it inherits this
     main(int(sys.argv[1]), sys.argv[2])

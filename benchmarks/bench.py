@@ -84,9 +84,7 @@ class Bench:
         side = SIDES[name]
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         env = {"TMPDIR": folder}
-        server = self._stack.enter_context(
-            Agent(side.server.target, side.server.options, env, self._server_cores)
-        )
+        server = self._stack.enter_context(Agent(side.server.target, side.server.options, env, self._server_cores))
         wanted = {**side.client.options, **options, "port": server.call("port")}
         client = self._stack.enter_context(Agent(side.client.target, wanted, None, self._client_cores))
         return OpenSide(server, client, Path(folder))

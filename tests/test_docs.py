@@ -22,9 +22,7 @@ DOCUMENTED_PORT = "9091"
 RPCFLOW = [sys.executable, "-c", "from rpcflow.cli import main; main()"]
 TIME_LIMIT = 100  # seconds: a compilation, a few sessions, and patience
 
-FENCE = re.compile(
-    r"^(?P<marks>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=marks)[ ]*$", re.DOTALL | re.MULTILINE
-)
+FENCE = re.compile(r"^(?P<marks>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=marks)[ ]*$", re.DOTALL | re.MULTILINE)
 MARK = re.compile(r"<!-- runnable(?:: (?P<how>[a-z]+))? -->\n\Z")
 
 

@@ -27,17 +27,13 @@ def rows(settings: Settings) -> Iterator[Row]:
         rounds = settings.pick(9, 5)
         up = bench.interleave({name: Take("up", (), slow.get(name)) for name in names}, rounds)
         down = bench.interleave({name: Take("down", (True,), slow.get(name)) for name in names}, rounds)
-        ready = bench.interleave(
-            {"rpcflow": Take("down", (True,)), "raw socket": Take("down", (False,))}, rounds
-        )
+        ready = bench.interleave({"rpcflow": Take("down", (True,)), "raw socket": Take("down", (False,))}, rounds)
     memory = memory_of("tensor_memory", PLACES, size=size)
     for direction, found in (("up", up), ("down", down)):
         floor, stock = rate(found["raw socket"]), rate(found["tvm.rpc"])
         for name in ("rpcflow", "rpcflow trio", "rpcflow asyncio"):
             target = None if name == "rpcflow asyncio" else FAST
-            yield Row(
-                "tensors", f"{name}, {text} {direction}", "GB/s", rate(found[name]), "raw", floor, target
-            )
+            yield Row("tensors", f"{name}, {text} {direction}", "GB/s", rate(found[name]), "raw", floor, target)
         ours = rate(found["rpcflow"])
         yield Row("tensors", f"rpcflow, {text} {direction}", "GB/s", ours, "tvm.rpc", stock)
         yield Row("tensors", f"rpcflow, {text} {direction}", "GB/s", ours, "grpcio", rate(found["grpcio"]))

@@ -21,9 +21,7 @@ class StockServer:
         from tvm import rpc
 
         first, end = port_range()
-        self._server = rpc.Server(
-            "127.0.0.1", first, end, silent=True, server_init_callback=register_functions
-        )
+        self._server = rpc.Server("127.0.0.1", first, end, silent=True, server_init_callback=register_functions)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -45,9 +45,7 @@ class Backend(Protocol):
     def attribute(self, dev_id: int, kind: int) -> int | str | None:
         """What the device says of itself; None for what it does not know."""
 
-    def allocate(
-        self, device: Device, nbytes: int, alignment: int, dtype: DataType, scope: str | None
-    ) -> Memory:
+    def allocate(self, device: Device, nbytes: int, alignment: int, dtype: DataType, scope: str | None) -> Memory:
         """Memory of its own, aligned to 64 bytes at least."""
 
     def free(self, memory: Memory) -> None:

@@ -42,9 +42,7 @@ class CpuBackend:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return None
 
-    def allocate(
-        self, device: Device, nbytes: int, alignment: int, dtype: DataType, scope: str | None
-    ) -> CpuMemory:
+    def allocate(self, device: Device, nbytes: int, alignment: int, dtype: DataType, scope: str | None) -> CpuMemory:
         if scope not in (None, "", "global"):
             raise BackendError(f"a cpu has no memory of the scope {scope!r}, only 'global'", device="cpu")
         alignment = max(alignment, ALIGNMENT, 1 << (dtype.itemsize - 1).bit_length() if dtype.itemsize else 1)

@@ -17,12 +17,8 @@ from rpcflow.errors import RPCError
 @click.option("--port", default=9091, show_default=True, type=click.IntRange(0, 65535), help="First port to try.")
 @click.option("--port-end", default=9199, show_default=True, type=click.IntRange(1, 65536), help="Port to stop before.")
 @click.option("--key", default="", help="The kind of device this is; clients must ask for it.")
-@click.option(
-    "--load-library", metavar="A:B", help="Libraries to load before modules are, from the current folder."
-)
-@click.option(
-    "--import", "imports", metavar="MODULE", multiple=True, help="Python module that registers functions."
-)
+@click.option("--load-library", metavar="A:B", help="Libraries to load before modules are, from the current folder.")
+@click.option("--import", "imports", metavar="MODULE", multiple=True, help="Python module that registers functions.")
 @click.option("--timeout", type=float, help="Seconds a peer may stop in the middle of a handshake or packet.")
 @click.option("--no-fork", is_flag=True, help="Start each session's process afresh instead of forking it.")
 @click.option("--max-sessions", default=1, show_default=True, type=click.IntRange(1), help="Sessions at once.")

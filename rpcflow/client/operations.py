@@ -42,9 +42,7 @@ def find_function(core: SessionCore, name: str) -> Operation[int]:
 
 def module_function(core: SessionCore, module: int, name: str, query_imports: bool = True) -> Operation[int]:
     """The handle of a module's function."""
-    value = yield from core.call_builtin(
-        "tvm.rpc.server.ModuleGetFunction", [ModuleRef(module), name, query_imports]
-    )
+    value = yield from core.call_builtin("tvm.rpc.server.ModuleGetFunction", [ModuleRef(module), name, query_imports])
     if value is None:
         raise not_found(name)
     return _handle(value, "ModuleGetFunction")
@@ -329,5 +327,3 @@ def create_stream(core: SessionCore, device: Device) -> Operation[int]:
 def stream_call(core: SessionCore, code: Code, device: Device, stream: int) -> Operation[None]:
     """Free a stream, or make it current."""
     yield core.machine.syscall(SysCall(code, [device, Pointer(stream)]))
-
-

@@ -43,4 +43,3 @@ def checked_options(
             raise ValueError(f"{name}={value!r} is not a number of seconds above 0")
     find_transport(address.scheme)
     return address, KeyText(Side.CLIENT, key, session_timeout or None)
-

@@ -56,9 +56,7 @@ _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 class DLPackExporter:
     """An object of the DLPack protocol over ``shape`` elements at ``address``; ``owner`` lives as long as they do."""
 
-    def __init__(
-        self, device: Device, address: int, dtype: DataType, shape: tuple[int, ...], owner: Any
-    ) -> None:
+    def __init__(self, device: Device, address: int, dtype: DataType, shape: tuple[int, ...], owner: Any) -> None:
         self._device = device
         self._address = address
         self._dtype = dtype

@@ -106,7 +106,11 @@ class SessionFolder:
 
     def remove(self, name: str) -> None:
         """Remove a file; of a symbolic link, the link."""
-        parent = self.resolve(os.path.dirname(name) or ".")
+        try:
+            parent = self.resolve(os.path.dirname(name) or ".")
+        except PermissionDeniedError:
+            self.resolve(name)  # says the same of the whole path
+            raise
         path = os.path.join(parent, os.path.basename(name))
         if not os.path.basename(name) or not (os.path.islink(path) or os.path.isfile(path)):
             path = self.existing(name)

@@ -32,9 +32,7 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
     sock.setblocking(True)  # the supervisor, who has it too, no longer reads from it
     forwarding: list[Forwarding] = []
     channel = BlockingSocketChannel(sock, config.poll)
-    executor = Executor(
-        SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args))
-    )
+    executor = Executor(SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args)))
     machine = executor.machine
     page.set_sending(True)
     channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
@@ -88,9 +86,7 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
         try:
             count = channel.receive_into(reader.get_buffer(), deadline)
         except TimeoutError:
-            machine.fault(
-                ProtocolError(f"the client stopped in the middle of a packet for {packet_timeout:g} s")
-            )
+            machine.fault(ProtocolError(f"the client stopped in the middle of a packet for {packet_timeout:g} s"))
             channel.send(machine.take_outgoing())
             return
         if count == 0:

@@ -17,6 +17,7 @@ from rpcflow.errors import (
     RemoteError,
     RPCError,
     RPCSessionTimeoutError,
+    SessionCrashedError,
 )
 
 FEATURE: Final = "rpcflow.structured_errors"
@@ -24,6 +25,7 @@ FEATURE: Final = "rpcflow.structured_errors"
 
 _PREFIX: Final = "rpcflow-error "
 _TIMEOUT_PREFIX: Final = "RPCSessionTimeoutError: "
+_CRASH_PREFIX: Final = "SessionCrashedError: "
 _STOCK_HOP: Final = "RPCError: Error caught from RPC call:\n"
 _MAX_CHARACTERS: Final = 64 * 1024
 """An error text is cut to this: long enough for any traceback, far below what a packet may hold."""
@@ -92,6 +94,8 @@ def from_text(text: str) -> RPCError:
     RemoteError."""
     if text.startswith(_TIMEOUT_PREFIX):
         return RPCSessionTimeoutError(text.removeprefix(_TIMEOUT_PREFIX))
+    if text.startswith(_CRASH_PREFIX):  # told before the server knew that we read more than words
+        return SessionCrashedError(text.removeprefix(_CRASH_PREFIX))
     own = text
     while own.startswith(_STOCK_HOP):  # a stock server on the way has passed it on
         own = own.removeprefix(_STOCK_HOP)

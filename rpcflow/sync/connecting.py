@@ -65,9 +65,7 @@ def connect(
         if channel is not None:
             channel.close()
         raise
-    core = Connection(
-        channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
-    )
+    core = Connection(channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging)
     try:
         initialize(core, session_constructor_args, deadline)
     except CallTimeoutError:

@@ -55,6 +55,9 @@ class Server:
         if is_proxy or tracker_addr is not None or custom_addr is not None:
             raise NotImplementedError("trackers and proxies are not part of this version")
         check_key(key)
+        for name, value in (("imports", imports), ("allow_path", allow_path)):
+            if isinstance(value, str):
+                raise TypeError(f"{name} is a list of texts, not one text")
         if not host.startswith("unix:") and not is_loopback(host):
             _log.warning(
                 "the server on %s can be reached from other machines, unencrypted: whoever reaches it can run code",

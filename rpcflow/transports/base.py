@@ -64,9 +64,7 @@ class Transport(Protocol):
             ConnectionLostError: nobody answers there.
         """
 
-    def connect_blocking(
-        self, url: Url, *, deadline: float | None = None, poll: bool | None = None
-    ) -> BlockingChannel:
+    def connect_blocking(self, url: Url, *, deadline: float | None = None, poll: bool | None = None) -> BlockingChannel:
         """Connect from a thread.
 
         Raises:

@@ -43,9 +43,7 @@ def _host(url: Url) -> str:
     return url.host
 
 
-def listen(
-    host: str, port: int, port_end: int, *, reuse_addr: bool = True, backlog: int = 256
-) -> list[socket.socket]:
+def listen(host: str, port: int, port_end: int, *, reuse_addr: bool = True, backlog: int = 256) -> list[socket.socket]:
     """Listening sockets, not blocking, for every address of ``host``, on the first port of ``[port, port_end)`` that
     is free on all of them. Port 0 lets the system choose.
 

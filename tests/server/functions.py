@@ -15,6 +15,7 @@ def offer(*more: Callable[[], object]) -> Callable[[], None]:
         import socket
         import subprocess
         import sys
+        import tempfile
         import threading
         import time
         from pathlib import Path
@@ -114,8 +115,11 @@ def offer(*more: Callable[[], object]) -> Callable[[], None]:
             "t.say_out": say_out,
             "t.symlink": os.symlink,
             "t.mkdir": os.mkdir,
+            "t.temporary": tempfile.mkdtemp,
             "t.read": lambda name: Path(name).read_text(),
-            "t.tree": lambda: ",".join(sorted(str(path) for path in Path().rglob("*"))),
+            "t.tree": lambda: ",".join(
+                sorted(str(path) for path in Path().rglob("*") if not path.parts[0].startswith(".rpcflow-"))
+            ),
         }
         for name, function in functions.items():
             rpcflow.register(name, function, override=True)

@@ -10,12 +10,14 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 import rpcflow
 from rpcflow import sync
@@ -53,6 +55,11 @@ def exists(pid: int) -> bool:
         return False
 
 
+def sleeps(pid: int) -> bool:
+    """Whether a process waits for something: a worker that has answered, for the next request."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def children(pid: int) -> list[int]:
     """The living children of a process."""
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split() if exists(int(word))]
@@ -65,12 +72,15 @@ def descriptors() -> int:
 
 
 class Traces:
-    """All that a server and what it starts may leave behind: processes are known by where their temporary files go,
-    which they have from us and hand on."""
+    """All that a server and what it starts may leave behind: processes are known by a word in their environment, which
+    they have from us and hand on; files by lying in ``folder``, which is to be empty."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        self._word = f"TMPDIR={folder}".encode()
+        self._word = f"RPCFLOW_TEST={folder}".encode()
+        patch.setenv("RPCFLOW_TEST", str(folder))
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
 
     def processes(self) -> list[int]:
         """What runs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import struct
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -78,9 +77,7 @@ def server_and_traces(
     """One server for all of them: what one bad client breaks, the next would find broken."""
     folder = tmp_path_factory.mktemp("temporary")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder))
-        patch.setattr(tempfile, "tempdir", str(folder))
-        traces = Traces(folder)
+        traces = Traces(folder, patch)
         with anyio.from_thread.start_blocking_portal(request.param) as portal:
             made = rpcflow.Server(port=0, server_init_callback=offer(), max_sessions=2)
             with portal.wrap_async_context_manager(made) as server:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import signal
@@ -119,6 +120,47 @@ def test_cancelled_while_it_starts(run: Run, traces: Traces, tmp_path: Path) -> 
         await until_async(traces.none)
 
     run(main)
+
+
+def test_cancelled_at_any_moment(run: Run, traces: Traces) -> None:
+    """While it starts, while a client connects, while a worker dies, while it ends: the later, the more has begun."""
+
+    async def life() -> None:
+        async with rpcflow.Server(port=0, max_sessions=2, server_init_callback=offer()) as server:
+            for _ in range(50):
+                async with rpcflow.connect(HOST, server.port) as session:
+                    with contextlib.suppress(rpcflow.SessionCrashedError):
+                        await call_async(session, "t.exit", 3)
+
+    async def main() -> None:
+        before = descriptors()
+        for i in range(14):
+            with anyio.move_on_after(i * i * 0.005):
+                await life()
+            assert traces.none()
+        assert descriptors() <= before
+
+    run(main)
+
+
+def test_out_of_descriptors_for_a_session(host: Host, traces: Traces, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that cannot be begun gives back what it had of it, and its turn."""
+    with host() as server:
+        works(server)
+        for what in ("rpcflow.server.session.os.pipe", "rpcflow.server.status.os.memfd_create"):
+            until(lambda: server._connections == 0)
+            before = descriptors()
+
+            def fail(*_: object) -> int:
+                raise OSError(errno.EMFILE, "too many open files")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(what, fail)
+                with pytest.raises(rpcflow.ConnectionLostError):
+                    connect(server)
+            until(lambda: server._connections == 0)
+            assert descriptors() <= before
+            works(server)
 
 
 def test_runs_once(run: Run) -> None:

@@ -13,9 +13,8 @@ import rpcflow
 from rpcflow.protocol.handshake import MAGIC, Answer
 from rpcflow.server.queue import TurnQueue
 
-from .conftest import Host
+from .conftest import Host, Run
 from .support import (
-    FIND,
     PATIENCE,
     SHUTDOWN,
     Raw,
@@ -27,9 +26,7 @@ from .support import (
     integer,
     invoke,
     packet,
-    text,
     until,
-    values,
     works,
 )
 
@@ -97,7 +94,6 @@ def test_wait_can_be_given_up(host: Host) -> None:
 def test_what_is_pipelined_meanwhile_is_kept(host: Host) -> None:
     with host() as server:
         with connect(server):
-            # The handle of the first function looked up is known by heart to nobody; look-ups and errors are.
             raw = Raw(server, hello() + init())
             waiting(server, 1)
             names = ["t.echo", "t.pid", "no such function"] * 500
@@ -115,8 +111,7 @@ def test_what_is_pipelined_meanwhile_is_kept(host: Host) -> None:
 def test_so_many_wait_and_no_more(host: Host) -> None:
     with host() as server, contextlib.ExitStack() as stack:
         stack.enter_context(connect(server))
-        for _ in range(128):
-            last = stack.enter_context(Raw(server, hello()))
+        waiters = [stack.enter_context(Raw(server, hello())) for _ in range(128)]
         waiting(server, 128)
         with pytest.raises(rpcflow.ConnectionLostError):
             connect(server)
@@ -124,7 +119,7 @@ def test_so_many_wait_and_no_more(host: Host) -> None:
             assert raw.answer() is None
         with pytest.raises(rpcflow.KeyMismatchError):
             connect(server, "wrong")
-        last.socket.close()  # a place is free again
+        waiters[-1].socket.close()  # a place is free again
         waiting(server, 127)
         stack.enter_context(Raw(server, hello()))
         waiting(server, 128)
@@ -219,15 +214,10 @@ def test_a_server_is_not_served(host: Host) -> None:
         works(server)
 
 
-def test_unused_names_travel() -> None:
-    """The wire helpers above say what they mean."""
-    assert packet(FIND, values(text("x"))) == find("x")
-
-
 # ---------------------------------------------------------------------------------------------- the queue by itself
 
 
-def test_turn_queue(run: object) -> None:
+def test_turn_queue(run: Run) -> None:
     async def main() -> None:
         queue = TurnQueue(1, limit=2)
         first = queue.join()
@@ -253,4 +243,4 @@ def test_turn_queue(run: object) -> None:
         fourth.done()
         assert queue.join().served
 
-    run(main)  # type: ignore[operator]
+    run(main)
