@@ -10,12 +10,12 @@ from typing import Any, Final, TypeVar
 
 import anyio
 import anyio.lowlevel
-import sniffio
 import trio
 
 from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
 from rpcflow.session.client import MAX_FREES, Request, State
 from rpcflow.transports import AsyncChannel
+from rpcflow.transports.async_sockets import on_trio
 
 from .core import Operation, SessionCore
 
@@ -39,7 +39,7 @@ class Connection(SessionCore):
         self._waiting: deque[anyio.Event] = deque()
         self._closed = False
         self._late: Request | None = None
-        self._on_trio = sniffio.current_async_library() == "trio"
+        self._on_trio = on_trio()
         self._ran_others = 0.0
 
     async def run(self, operation: Operation[T]) -> T:

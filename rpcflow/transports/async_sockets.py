@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import anyio
-import sniffio
 import trio
 
 from rpcflow.errors import ConnectionLostError
@@ -21,6 +20,15 @@ _ERRORS: Final = (OSError, ValueError, anyio.ClosedResourceError, trio.ClosedRes
 
 
 def _always() -> bool:
+    return True
+
+
+def on_trio() -> bool:
+    """Whether the caller's event loop is trio's."""
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
     return True
 
 
@@ -38,7 +46,7 @@ class AsyncSocketChannel:
         self._wait_readable: Callable[[Any], Awaitable[None]] = anyio.wait_readable
         self._wait_writable: Callable[[Any], Awaitable[None]] = anyio.wait_writable
         self._alone: Callable[[], bool] = _always
-        if sniffio.current_async_library() == "trio":
+        if on_trio():
             self._wait_readable = trio.lowlevel.wait_readable
             self._wait_writable = trio.lowlevel.wait_writable
             statistics = trio.lowlevel.current_statistics
