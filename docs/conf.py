@@ -9,7 +9,7 @@ copyright = "The rpcflow authors"
 release = installed_version("rpcflow")
 version = release
 
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "explanation/states.md"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
