@@ -336,6 +336,8 @@ def main(argv: Sequence[str]) -> int:
         text = traceback.format_exc()
         control.send(json.dumps({"failed": text[-3000:]}).encode())
         return 1
+    import rpcflow.backends.cpu  # noqa: F401
+
     from . import forward  # noqa: F401  # warm for the workers
 
     die_with_parent(supervisor, 0)
