@@ -100,7 +100,7 @@ class HandleTable:
             HandleError: no such handle, or one of another kind.
         """
         entry = self.get(number)
-        if entry.kind is not kinds[0] and entry.kind not in kinds:
+        if entry.kind not in kinds:
             wanted = " or ".join(kind.value for kind in kinds)
             raise HandleError(f"the handle {number:#x} stands for a {entry.kind.value}, not a {wanted}", handle=number)
         return entry
