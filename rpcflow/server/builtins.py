@@ -144,9 +144,7 @@ class Builtins:
             function = self._global(name)
         else:
             found = self.module_get_function(module, name)
-            if found is None:
-                raise FunctionNotFoundError(f"the module has no function {name!r}", function=name)
-            function = found.obj
+            function = self._global(name) if found is None else found.obj
         preprocess = self._global(str(f_preproc)) if f_preproc else None
 
         def measure(*args: Any) -> bytes:
