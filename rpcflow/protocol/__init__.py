@@ -12,6 +12,7 @@ from .dtype import DataType, DTypeCode
 from .handshake import Answer, Hello, KeyText, encode_answer, encode_hello
 from .limits import DEFAULT_LIMITS, Limits
 from .packets import (
+    VERSION,
     CallFunc,
     Code,
     CopyAck,
@@ -41,8 +42,6 @@ from .values import (
     decode_values,
     encode_values,
 )
-
-VERSION = "0.8.0"
 
 __all__ = [
     "DEFAULT_LIMITS",

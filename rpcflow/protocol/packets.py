@@ -21,6 +21,9 @@ from .values import (
     encode_values,
 )
 
+VERSION: Final = "0.8.0"
+"""What InitServer must say; compared as text."""
+
 
 class Code(enum.IntEnum):
     """Packet codes of TVM's RPC protocol."""

@@ -43,7 +43,7 @@ class Builtins:
         folder: where its files are.
         backends: for the time evaluator, which waits for devices.
         convert: makes of an argument what functions take.
-        keep_modules: paths that modules were loaded from stay valid, so nothing loaded is ever removed.
+        files_by_handle: whether long files are answered as FilePayload, to be sent straight from disk.
     """
 
     def __init__(

@@ -22,6 +22,7 @@ from rpcflow.errors import (
 )
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import (
+    VERSION,
     Code,
     CopyAck,
     CopyFromRemote,
@@ -53,7 +54,6 @@ from rpcflow.protocol.values import (
 from .table import Automaton, IllegalEventError, Row
 from .wire_errors import FEATURE, from_text
 
-VERSION: Final = "0.8.0"
 MAX_FREES: Final = 256
 """Frees that travel ahead of one request. Their answers (24 bytes each) must fit into the socket buffers,
 because nobody reads while the request is being sent."""

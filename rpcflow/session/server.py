@@ -14,6 +14,7 @@ from rpcflow.errors import ProtocolError, RPCError
 from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import (
+    VERSION,
     CallFunc,
     Code,
     CopyAck,
@@ -53,8 +54,6 @@ from rpcflow.protocol.values import (
 from .handles import Entry, HandleError, HandleTable, Kind
 from .table import Automaton, IllegalEventError, Row
 from .wire_errors import FEATURE, describe, to_text
-
-VERSION: Final = "0.8.0"
 
 
 class State(Row):
