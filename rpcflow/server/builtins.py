@@ -12,8 +12,8 @@ from rpcflow import registry
 from rpcflow.backends import BackendTable
 from rpcflow.errors import FunctionNotFoundError
 from rpcflow.protocol.values import Device, FilePayload, TypeIndex
+from rpcflow.session.actions import Given
 from rpcflow.session.handles import Kind
-from rpcflow.session.server import Given
 
 from .evaluator import Settings, evaluate
 from .folder import PREFIX, FileSink, SessionFolder

@@ -11,7 +11,7 @@ from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import Code
 from rpcflow.protocol.sinks import DiscardSink, Sink
 from rpcflow.protocol.values import FilePayload, Pointer, Value
-from rpcflow.session import server as session
+from rpcflow.session import actions
 from rpcflow.session.server import ServerMachine
 
 from .builtins import Builtin, Builtins
@@ -50,10 +50,10 @@ class Executor:
         self._result = self._bridge.result
         self.machine = ServerMachine(self._bridge.tensor, limits)
 
-    def perform(self, action: session.Action) -> None:
+    def perform(self, action: actions.Action) -> None:
         """Do it and report it. Whatever user code raises goes to the client."""
         try:
-            if type(action) is session.Call:
+            if type(action) is actions.Call:
                 self._call(action)
             else:
                 self._perform(action)
@@ -72,7 +72,7 @@ class Executor:
         self.machine.close()
         self.sent()
 
-    def _call(self, action: session.Call) -> None:
+    def _call(self, action: actions.Call) -> None:
         function, args, _ = action
         if type(function) is Builtin:
             result = function.call(*args)
@@ -83,24 +83,24 @@ class Executor:
             self._opened.append(result.fd)
         self.machine.reply_call(result)
 
-    def _perform(self, action: session.Action) -> None:
+    def _perform(self, action: actions.Action) -> None:
         machine = self.machine
-        if isinstance(action, session.Lookup):
+        if isinstance(action, actions.Lookup):
             builtin = self._builtins.table.get(action.name)
             machine.found(builtin if builtin is not None else registry.find(action.name))
-        elif isinstance(action, session.CopyIn):
+        elif isinstance(action, actions.CopyIn):
             backend = self._backends.get(action.memory.device)
             self._sink = backend.sink(action.memory, action.offset, action.nbytes)
             machine.accept(self._sink)
-        elif isinstance(action, session.CopiedIn):
+        elif isinstance(action, actions.CopiedIn):
             assert self._sink is not None
             sink, self._sink = self._sink, None
             self._backends.get(action.memory.device).received(action.memory, action.offset, action.nbytes, sink)
             machine.reply_none()
-        elif isinstance(action, session.CopyOut):
+        elif isinstance(action, actions.CopyOut):
             backend = self._backends.get(action.memory.device)
             machine.reply_data(action.nbytes, backend.read(action.memory, action.offset, action.nbytes))
-        elif isinstance(action, session.CopyAmong):
+        elif isinstance(action, actions.CopyAmong):
             if action.source.device.dev_type != action.target.device.dev_type:
                 raise BackendError("a copy between devices of two kinds has to go through the host")
             backend = self._backends.get(action.source.device)
@@ -113,24 +113,24 @@ class Executor:
                 action.stream,
             )
             machine.reply_none()
-        elif isinstance(action, session.Alloc):
+        elif isinstance(action, actions.Alloc):
             backend = self._backends.get(action.device)
             machine.reply_memory(
                 backend.allocate(action.device, action.nbytes, action.alignment, action.dtype, action.scope)
             )
-        elif isinstance(action, session.FreeData):
+        elif isinstance(action, actions.FreeData):
             self._backends.get(action.memory.device).free(action.memory)
             machine.reply_none()
-        elif isinstance(action, session.DeviceCall):
+        elif isinstance(action, actions.DeviceCall):
             machine.reply_value(self._device_call(action))
-        elif isinstance(action, session.BulkArgument):
+        elif isinstance(action, actions.BulkArgument):
             self._accept_bulk(action)
-        elif isinstance(action, session.Start):
+        elif isinstance(action, actions.Start):
             self._start(action.args)
         else:
-            assert isinstance(action, session.Closed)
+            assert isinstance(action, actions.Closed)
 
-    def _accept_bulk(self, action: session.BulkArgument) -> None:
+    def _accept_bulk(self, action: actions.BulkArgument) -> None:
         if action.function is not self._builtins.table["tvm.rpc.server.upload"]:
             return
         sink: Sink | None
@@ -162,7 +162,7 @@ class Executor:
             made = self._result(function(*[self._argument(arg) for arg in rest]))
             raise TypeError(f"{str(name)!r} is not a session constructor: it returned a {type(made).__name__}")
 
-    def _device_call(self, action: session.DeviceCall) -> Value:
+    def _device_call(self, action: actions.DeviceCall) -> Value:
         code, device = action.code, action.device
         backend = self._backends.find(device.dev_type)
         if backend is None:

@@ -11,8 +11,8 @@ from rpcflow.arrays import numpy_dtype
 from rpcflow.backends import BackendTable, Memory
 from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, TensorView, TypeIndex
+from rpcflow.session.actions import Given, GivenTensor
 from rpcflow.session.handles import Kind
-from rpcflow.session.server import Given, GivenTensor
 
 from .dlpack import DLPackExporter
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
-from rpcflow.session import server as session
+from rpcflow.session import actions
 from rpcflow.session.server import State
 from rpcflow.transports.sockets import BlockingSocketChannel
 
@@ -60,7 +60,7 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
         try:
             action = machine.next_action()
             if action is not None:
-                if type(action) is session.Call:
+                if type(action) is actions.Call:
                     page.begin_call(action.label)
                     executor.perform(action)
                     page.end_call()
