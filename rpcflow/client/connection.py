@@ -5,6 +5,8 @@ import logging
 import math
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -13,6 +15,7 @@ import anyio.lowlevel
 import trio
 
 from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
+from rpcflow.protocol.shortcut import MISS
 from rpcflow.session.client import MAX_FREES, Request, State
 from rpcflow.transports import AsyncChannel
 from rpcflow.transports.async_sockets import on_trio
@@ -76,6 +79,9 @@ class Connection(SessionCore):
             try:
                 if self._late is not None:
                     await self._drain()
+                packet = None if self.log else self.machine.lone_call(number, values)
+                if packet is not None:
+                    return await self._lone_roundtrip(packet, label)
                 return await self._roundtrip(self.machine.call(number, values, label))
             finally:
                 self._release()
@@ -86,6 +92,42 @@ class Connection(SessionCore):
                 return await self._roundtrip(self.machine.call(number, values, label))
             finally:
                 self._release()
+
+    async def _lone_roundtrip(self, packet: bytes, label: str) -> Any:
+        """The usual call: nothing else is under way, and a small answer comes whole; else see :meth:`_roundtrip`."""
+        machine, channel = self.machine, self._channel
+        room = machine.reader.fresh_buffer()
+        assert room is not None  # nothing is under way
+        sent = False
+        try:
+            await channel.send([packet])
+            sent = True
+            count = await channel.receive_into(room)
+            value = machine.lone_answer(room, count)
+            if value is not MISS:
+                return value
+        except ConnectionLostError as error:
+            lost = error
+        except BaseException:
+            if not sent:
+                self._cut_short()
+            else:
+                request = machine.resume(label)
+                machine.abandon(request)
+                if not request.done:
+                    self._late = request
+            raise
+        else:
+            return await self._roundtrip(machine.resume(label), partial(self._take, count))
+        return await self._roundtrip(machine.resume(label), partial(self._line_lost, lost, sent))
+
+    async def _take(self, count: int) -> None:
+        self._received(count)
+
+    async def _line_lost(self, error: ConnectionLostError, sent: bool) -> None:
+        if sent:
+            self.machine.connection_lost(str(error))
+        await self._last_words(error)
 
     async def _drain(self) -> None:
         """Take the answer that a cancelled call has left on the line. It may be large: a server that cannot get rid of
@@ -141,11 +183,14 @@ class Connection(SessionCore):
         else:
             self._busy = False
 
-    async def _roundtrip(self, request: Request) -> Any:
+    async def _roundtrip(self, request: Request, first: Callable[[], Awaitable[None]] | None = None) -> Any:
         machine = self.machine
         began = time.perf_counter() if self.log else 0.0
         try:
-            await self._send(request)
+            if first is None:
+                await self._send(request)
+            else:
+                await first()
             while not request.done:
                 await self._receive()
             if machine.dropped > MAX_FREES:
@@ -177,9 +222,12 @@ class Connection(SessionCore):
         except ConnectionLostError as error:
             await self._last_words(error)
         except BaseException:
-            self.machine.close("the session was closed because a request was cut short while it was being sent")
-            self._channel.close()
+            self._cut_short()
             raise
+
+    def _cut_short(self) -> None:
+        self.machine.close("the session was closed because a request was cut short while it was being sent")
+        self._channel.close()
 
     async def _receive(self) -> None:
         machine = self.machine
@@ -188,9 +236,13 @@ class Connection(SessionCore):
             count = await self._channel.receive_into(reader.get_buffer())
         except ConnectionLostError as error:
             machine.connection_lost(str(error))
+        self._received(count)
+
+    def _received(self, count: int) -> None:
+        machine = self.machine
         if count == 0:
             machine.connection_lost("the server closed the connection")
-        reader.received(count)
+        machine.reader.received(count)
         machine.process()
 
     async def _last_words(self, error: ConnectionLostError) -> None:

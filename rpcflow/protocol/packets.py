@@ -116,6 +116,8 @@ class SysCall(NamedTuple):
 
 Packet = Shutdown | InitServer | CallFunc | Return | ExceptionPacket | CopyFromRemote | CopyToRemote | CopyAck | SysCall
 
+_CALL_FUNC: Final = int(Code.CALL_FUNC)
+_RETURN: Final = int(Code.RETURN)
 _HEAD: Final = struct.Struct("<Qi")
 _CALL_HEAD: Final = struct.Struct("<QiQ")
 _RETURN_INT: Final = struct.Struct("<Qiiiqiq")
@@ -174,7 +176,7 @@ def encode_call(handle: int, args: list[Value]) -> list[Part]:
     """:func:`encode` of a CallFunc, quicker for the commonest shapes of arguments."""
     if len(args) == 1 and type(args[0]) is int:
         try:
-            return [_CALL_1_INT.pack(28, Code.CALL_FUNC, handle, 1, 1, args[0])]
+            return [_CALL_1_INT.pack(28, _CALL_FUNC, handle, 1, 1, args[0])]
         except struct.error:
             pass  # too large: the general way says so in words
     writer = Writer()
@@ -188,7 +190,7 @@ def encode_call(handle: int, args: list[Value]) -> list[Part]:
 
 def encode_return_int(value: int) -> bytes:
     """The answer to a CallFunc whose result is an int of 64 bits."""
-    return _RETURN_INT.pack(32, Code.RETURN, 2, 1, 1, 1, value)
+    return _RETURN_INT.pack(32, _RETURN, 2, 1, 1, 1, value)
 
 
 def encode_return_none() -> bytes:

@@ -136,6 +136,20 @@ class PacketReader:
             view = self._view
         return view[self._end :] if self._end else view
 
+    def fresh_buffer(self) -> memoryview | None:
+        """As :meth:`get_buffer` where a packet begins, from the buffer's first byte on; None in the middle of one.
+
+        Whoever understands what was put there without our help says so by :meth:`consumed`, else by :meth:`received`.
+        """
+        if self._steps is not None or self._start != self._end or self._error is not None:
+            return None
+        self._start = self._end = 0
+        return self._view
+
+    def consumed(self, nbytes: int) -> None:
+        """So many bytes were put into the fresh buffer, and are dealt with."""
+        self._total += nbytes
+
     def received(self, nbytes: int) -> None:
         """So many bytes were put into the buffer given last."""
         self._total += nbytes

@@ -85,6 +85,8 @@ class Launcher:
         self._scratch = tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._spare: tuple[int, socket.socket] | None = None
+        self._wants_spare = False
+        self._left: list[str] = []
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -100,7 +102,10 @@ class Launcher:
             if self._supervisor is not None:
                 poller.register(self._supervisor, select.POLLIN)
             while True:
-                for fd, _ in poller.poll():
+                events = poller.poll(0 if self._has_chores() else None)
+                if not events:
+                    self._do_chore()
+                for fd, _ in events:
                     if fd == self._wakeup:
                         os.read(self._wakeup, 4096)
                         self._reap()
@@ -147,11 +152,21 @@ class Launcher:
         finally:
             for fd in fds:
                 os.close(fd)
-        if not self._config.no_fork and self._spare is None:
+        self._wants_spare = not self._config.no_fork and self._spare is None
+
+    def _has_chores(self) -> bool:
+        return self._wants_spare or bool(self._left)
+
+    def _do_chore(self) -> None:
+        """What can wait until nobody waits for us."""
+        if self._wants_spare:
+            self._wants_spare = False
             try:
                 self._fork_spare()
             except OSError:
                 pass  # the next session tries again, and says so if it still cannot be
+        elif self._left:
+            remove_tree(self._left.pop())
 
     def _hand_over(self, number: int, fds: list[int]) -> None:
         """Give a session to the worker that waits for one; to a new one if that has died."""
@@ -256,7 +271,7 @@ class Launcher:
             if session is not None:
                 del self._by_pid[pid]
                 self._kill_strays()
-                remove_tree(session.folder)
+                self._left.append(session.folder)
                 if session.number == _SPARE:
                     if self._spare is not None and self._spare[0] == pid:
                         self._spare[1].close()

@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
@@ -22,6 +22,8 @@ from .executor import Executor
 from .folder import PREFIX, SessionFolder
 from .processes import adopt_orphans, die_with_parent, restore_environment
 from .status import StatusPage
+
+_OVER: Final = (State.CLOSED, State.FORWARDING)
 
 
 def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, config: WorkerConfig) -> None:
@@ -56,16 +58,17 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
     machine = executor.machine
     reader = machine.reader
     structured = False
+    action: actions.Action | None = None
     while True:
         try:
-            action = machine.next_action()
-            if action is not None:
-                if type(action) is actions.Call:
-                    page.begin_call(action.label)
-                    executor.perform(action)
-                    page.end_call()
-                else:
-                    executor.perform(action)
+            if action is None:
+                action = machine.next_action()
+            if type(action) is actions.Call:
+                page.begin_call(action.label)
+                executor.call(action)
+                page.end_call()
+            elif action is not None:
+                executor.perform(action)
         except ProtocolError as error:
             machine.fault(error)
             action = None
@@ -77,21 +80,26 @@ def _serve(channel: BlockingSocketChannel, executor: Executor, page: StatusPage,
             page.set_sending(True)
             channel.send(outgoing)
             page.set_sending(False)
-            executor.sent()
-        if machine.state in (State.CLOSED, State.FORWARDING):
+            if executor.opened:
+                executor.sent()
+        if type(action) is not actions.Call and machine.state in _OVER:
             return
-        if action is not None and not reader.between_packets:
+        room = reader.fresh_buffer()
+        if room is None and action is not None:
+            action = None
             continue
-        deadline = None if reader.between_packets else time.monotonic() + packet_timeout
+        deadline = None if room is not None else time.monotonic() + packet_timeout
         try:
-            count = channel.receive_into(reader.get_buffer(), deadline)
+            count = channel.receive_into(room if room is not None else reader.get_buffer(), deadline)
         except TimeoutError:
             machine.fault(ProtocolError(f"the client stopped in the middle of a packet for {packet_timeout:g} s"))
             channel.send(machine.take_outgoing())
             return
         if count == 0:
             return
-        reader.received(count)
+        action = machine.whole_call(room, count) if room is not None else None
+        if action is None:
+            reader.received(count)
 
 
 def enter(parent: int, folder: str) -> None:

@@ -39,6 +39,7 @@ from rpcflow.protocol.packets import (
     get_global_func,
 )
 from rpcflow.protocol.reader import Bulk, Direction, PacketReader, PayloadEnd
+from rpcflow.protocol.shortcut import MISS, result_in
 from rpcflow.protocol.sinks import DiscardSink, Sink
 from rpcflow.protocol.values import (
     Device,
@@ -199,6 +200,39 @@ class ClientMachine:
         self._outgoing += parts
         request = Request(label, read_result, self._give_back_result)
         self._pending.append(request)
+        return request
+
+    def lone_call(self, handle: int, args: list[Value]) -> bytes | None:
+        """The packet of a call that the driver may send by itself, because nothing else is under way; None where it
+        must use :meth:`call`. Its answer goes to :meth:`lone_answer`; whatever else happens, to :meth:`resume`."""
+        if (
+            self._pending
+            or self._dropped
+            or self._outgoing
+            or self._automaton.state is not State.OPEN
+            or self.lost is not None
+        ):
+            return None
+        parts = encode_call(handle, args)
+        first = parts[0]
+        return first if len(parts) == 1 and type(first) is bytes else None
+
+    def lone_answer(self, room: memoryview, nbytes: int) -> Any:
+        """The result of a lone call, whose answer was put into the reader's fresh buffer, ``room``; MISS if that is
+        not simply a small result: then :meth:`resume`, and give the bytes to the reader."""
+        value = result_in(room, nbytes)
+        if value is not MISS:
+            self.reader.consumed(nbytes)
+        return value
+
+    def resume(self, label: str) -> Request:
+        """A lone call becomes a request like any other, and has been sent."""
+        request = Request(label, read_result, self._give_back_result)
+        if self._automaton.state is State.CLOSED:
+            request.error = self.lost
+            request.done = True
+        else:
+            self._pending.append(request)
         return request
 
     def lookup(self, name: str) -> Request:

@@ -31,6 +31,7 @@ from rpcflow.protocol.packets import (
     encode_return_none,
 )
 from rpcflow.protocol.reader import Bulk, Direction, PacketReader, PayloadEnd
+from rpcflow.protocol.shortcut import call_in
 from rpcflow.protocol.sinks import DiscardSink, Sink
 from rpcflow.protocol.values import (
     I64_MAX,
@@ -192,6 +193,28 @@ class ServerMachine:
                 self._fail_request(error)
             if action is not None:
                 return action
+
+    def whole_call(self, room: memoryview, nbytes: int) -> Call | None:
+        """What ``next_action`` would give if the reader had received the ``nbytes`` that were put into its fresh
+        buffer, ``room``; None (and nothing has happened) if that is not simply one good call."""
+        if self._automaton.state is not State.READY:
+            return None
+        try:
+            found = call_in(room, nbytes, self.reader.limits)
+            if found is None:
+                return None
+            handle, args = found
+            entry = self.handles.get(handle)
+            if entry.kind is not Kind.FUNCTION:
+                return None
+            for i, arg in enumerate(args):
+                if type(arg) in _RESOLVED:
+                    args[i] = self._resolve(arg)
+        except RPCError:
+            return None  # next_action says what is wrong with it
+        self.reader.consumed(nbytes)
+        self._automaton.on(Event.REQUEST)
+        return Call(entry.obj, args, entry.label)
 
     def _handle(self, event: Any) -> Action | None:
         kind = type(event)

@@ -5,10 +5,13 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from rpcflow.client.core import Operation, SessionCore
 from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
+from rpcflow.protocol.shortcut import MISS
 from rpcflow.session.client import MAX_FREES, Request, State
 from rpcflow.transports import BlockingChannel
 
@@ -26,6 +29,7 @@ class Connection(SessionCore):
         self._lock = threading.RLock()
         self._closed = False
         self._late_request: Request | None = None
+        self._unbounded = self.call_timeout is None and not self.session_timeout and not self.log
         self._process = os.getpid()
 
     def run(self, operation: Operation[T], deadline: float | None = None) -> T:
@@ -56,10 +60,44 @@ class Connection(SessionCore):
         """Call a function; its result as the machine gives it."""
         values = self.arguments(args)
         with self._lock:
+            if self._unbounded and self._late_request is None:
+                packet = self.machine.lone_call(number, values)
+                if packet is not None:
+                    return self._lone_roundtrip(packet, label)
             deadline = self._deadline()
             if self._late_request is not None:
                 self._drain(deadline)
             return self._roundtrip(self.machine.call(number, values, label), deadline)
+
+    def _lone_roundtrip(self, packet: bytes, label: str) -> Any:
+        """The usual call: nothing else is under way, and a small answer comes whole; else see :meth:`_roundtrip`."""
+        machine, channel = self.machine, self._channel
+        room = machine.reader.fresh_buffer()
+        assert room is not None  # nothing is under way
+        sent = False
+        try:
+            channel.send([packet])
+            sent = True
+            count = channel.receive_into(room)
+            value = machine.lone_answer(room, count)
+            if value is not MISS:
+                return value
+        except ConnectionLostError as error:
+            lost = error
+        except BaseException:  # KeyboardInterrupt, say
+            if sent:
+                self._abandon(machine.resume(label))
+            else:
+                self._cut_short()
+            raise
+        else:
+            return self._roundtrip(machine.resume(label), None, partial(self._received, count))
+        return self._roundtrip(machine.resume(label), None, partial(self._line_lost, lost, sent))
+
+    def _line_lost(self, error: ConnectionLostError, sent: bool) -> None:
+        if sent:
+            self.machine.connection_lost(str(error))
+        self._last_words(error)
 
     def _drain(self, deadline: float | None) -> None:
         """Take the answer that a call given up has left on the line. It may be large: a server that cannot get rid of
@@ -86,11 +124,14 @@ class Connection(SessionCore):
         call = time.monotonic() + self.call_timeout
         return call if self.hard_deadline is None else min(call, self.hard_deadline)
 
-    def _roundtrip(self, request: Request, deadline: float | None) -> Any:
+    def _roundtrip(self, request: Request, deadline: float | None, first: Callable[[], None] | None = None) -> Any:
         machine = self.machine
         began = time.perf_counter() if self.log else 0.0
         try:
-            self._send(deadline)
+            if first is None:
+                self._send(deadline)
+            else:
+                first()
             while not request.done:
                 self._receive(deadline)
             if machine.dropped > MAX_FREES:
@@ -123,9 +164,12 @@ class Connection(SessionCore):
         except ConnectionLostError as error:
             self._last_words(error)
         except BaseException:
-            self.machine.close("the session was closed because a request was cut short while it was being sent")
-            self._channel.close()
+            self._cut_short()
             raise
+
+    def _cut_short(self) -> None:
+        self.machine.close("the session was closed because a request was cut short while it was being sent")
+        self._channel.close()
 
     def _receive(self, deadline: float | None) -> None:
         machine = self.machine
@@ -134,9 +178,13 @@ class Connection(SessionCore):
             count = self._channel.receive_into(reader.get_buffer(), deadline)
         except ConnectionLostError as error:
             machine.connection_lost(str(error))
+        self._received(count)
+
+    def _received(self, count: int) -> None:
+        machine = self.machine
         if count == 0:
             machine.connection_lost("the server closed the connection")
-        reader.received(count)
+        machine.reader.received(count)
         machine.process()
 
     def _last_words(self, error: ConnectionLostError) -> None:
