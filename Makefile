@@ -94,7 +94,7 @@ env-demo:
 	@scripts/system-packages venv c++ ninja
 	@scripts/environment $(DEMO_VENV) $(LOCK) -e '.[server]'
 env-test:
-	@scripts/system-packages venv c++ ninja
+	@scripts/system-packages venv c++ ninja --optional ip chromium
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 env-lint:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
