@@ -29,7 +29,6 @@ class Connection(SessionCore):
         self._lock = threading.RLock()
         self._closed = False
         self._late_request: Request | None = None
-        self._unbounded = self.call_timeout is None and not self.session_timeout and not self.log
         self._process = os.getpid()
 
     def run(self, operation: Operation[T], deadline: float | None = None) -> T:
@@ -60,7 +59,7 @@ class Connection(SessionCore):
         """Call a function; its result as the machine gives it."""
         values = self.arguments(args)
         with self._lock:
-            if self._unbounded and self._late_request is None:
+            if self.call_timeout is None and not self.session_timeout and self._late_request is None and not self.log:
                 packet = self.machine.lone_call(number, values)
                 if packet is not None:
                     return self._lone_roundtrip(packet, label)
