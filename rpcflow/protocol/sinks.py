@@ -3,6 +3,9 @@
 
 from typing import Final, Protocol
 
+from .growing import grow
+
+_GROWTH: Final = 8
 _FIRST_NBYTES: Final = 1 << 20
 _SCRATCH_NBYTES: Final = 1 << 16
 
@@ -71,7 +74,8 @@ class DiscardSink:
 
 
 class MemorySink:
-    """Into memory that grows as the bytes come: what is claimed costs nothing, what is sent does.
+    """Into memory that grows as the bytes come: what is claimed costs nothing, what is sent does. Room is made for
+    several times what has come, but the system gives memory only for what is written.
 
     Args:
         nbytes: how many bytes will come.
@@ -87,7 +91,7 @@ class MemorySink:
         self._last.release()  # a bytearray that is looked into cannot grow
         data = self._data
         if self._pos == len(data):
-            data.extend(bytes(min(len(data), self._nbytes - len(data))))
+            grow(data, min(_GROWTH * len(data), self._nbytes))
         with memoryview(data) as view:
             self._last = view[self._pos :]
         return self._last
