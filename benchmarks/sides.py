@@ -27,6 +27,8 @@ _RPYC = Part("benchmarks.servers.rpyc:RpycServer")
 _GRPC = Part("benchmarks.servers.grpc:GrpcServer")
 _RAW = Part("benchmarks.servers.raw:RawServer")
 
+_PROXIED = Part("benchmarks.servers.proxied:ProxiedServer")
+
 _BLOCKING = Part("benchmarks.clients.blocking:RpcflowClient")
 _BLOCKING_NO_POLL = Part("benchmarks.clients.blocking:RpcflowClient", {"poll": False})
 _TRIO = Part("benchmarks.clients.structured:TrioClient")
@@ -52,4 +54,31 @@ SIDES: Mapping[str, Side] = {
     ),
     "rpcflow sessions": Side(_OURS, Part("benchmarks.clients.sessions:RpcflowSessions")),
     "tvm.rpc sessions": Side(_STOCK, Part("benchmarks.clients.sessions:StockSessions")),
+    "rpcflow fleet": Side(
+        Part("benchmarks.servers.trackers:Fleet", {"tracker": "rpcflow", "server": "rpcflow"}),
+        Part("benchmarks.clients.tracking:RpcflowTracking"),
+    ),
+    "tvm.rpc fleet": Side(
+        Part("benchmarks.servers.trackers:Fleet", {"tracker": "tvm.rpc", "server": "tvm.rpc"}),
+        Part("benchmarks.clients.tracking:StockTracking"),
+    ),
+    "tvm.rpc client, rpcflow tracker": Side(
+        Part("benchmarks.servers.trackers:Fleet", {"tracker": "rpcflow", "server": "rpcflow"}),
+        Part("benchmarks.clients.tracking:StockTracking"),
+    ),
+    "rpcflow crowd": Side(
+        Part("benchmarks.servers.trackers:Fleet", {"tracker": "rpcflow"}),
+        Part("benchmarks.clients.tracking:Crowd"),
+    ),
+    "rpcflow by proxy": Side(_PROXIED, Part(_BLOCKING.target, {"key": "bench"})),
+    "rpcflow by proxy, no polling": Side(
+        Part(_PROXIED.target, {"poll": False}), Part(_BLOCKING.target, {"key": "bench", "poll": False})
+    ),
+    "rpcflow by tvm.rpc's proxy, no polling": Side(
+        Part(_PROXIED.target, {"proxy": "tvm.rpc", "poll": False}),
+        Part(_BLOCKING.target, {"key": "bench", "poll": False}),
+    ),
+    "tvm.rpc by tvm.rpc's proxy": Side(
+        Part(_PROXIED.target, {"proxy": "tvm.rpc", "server": "tvm.rpc"}), Part(_STOCK_CLIENT.target, {"key": "bench"})
+    ),
 }

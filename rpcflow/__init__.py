@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from .client.local import LocalSession
     from .client.objects import BenchmarkResult
     from .client.session import Device, Function, Module, Session, Tensor, connect
+    from .client.tracker import TrackerSession, connect_tracker
     from .protocol.dtype import DataType
+    from .proxy.service import Proxy
     from .registry import register
     from .server.supervisor import Server
+    from .tracker.service import Tracker
 
 __version__ = "0.1.0"
 
@@ -41,10 +44,14 @@ _HOMES = {
     "Function": "rpcflow.client.session",
     "LocalSession": "rpcflow.client.local",
     "Module": "rpcflow.client.session",
+    "Proxy": "rpcflow.proxy.service",
     "Server": "rpcflow.server.supervisor",
     "Session": "rpcflow.client.session",
     "Tensor": "rpcflow.client.session",
+    "Tracker": "rpcflow.tracker.service",
+    "TrackerSession": "rpcflow.client.tracker",
     "connect": "rpcflow.client.session",
+    "connect_tracker": "rpcflow.client.tracker",
     "register": "rpcflow.registry",
 }
 
@@ -63,6 +70,7 @@ __all__ = [
     "Module",
     "PermissionDeniedError",
     "ProtocolError",
+    "Proxy",
     "RPCError",
     "RPCSessionTimeoutError",
     "RemoteError",
@@ -70,8 +78,11 @@ __all__ = [
     "Session",
     "SessionCrashedError",
     "Tensor",
+    "Tracker",
+    "TrackerSession",
     "WaitTimeoutError",
     "connect",
+    "connect_tracker",
     "register",
 ]
 

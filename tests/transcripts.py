@@ -16,7 +16,7 @@ from rpcflow.protocol.tracker import MAGIC_BYTES, FrameReader, encode_frame
 DATA = Path(__file__).parent / "data"
 
 HTTP = frozenset({"proxy-websocket-server"})
-"""Links that speak HTTP and websocket: left to the work on the proxy, which brings a codec for them."""
+"""Links that speak HTTP and websocket: tests/proxy/test_web.py replays them."""
 
 TO_TRACKER = frozenset({"proxy-tracker-link", "proxy-tracker-regenerate"})
 """Links of a proxy on which it is the tracker's client; besides those, all ``tracker-*``."""

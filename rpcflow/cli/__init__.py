@@ -4,22 +4,32 @@
 Status 0 is success, 1 a failure, 2 a bad option or an address in use, told in one line on standard error.
 """
 
+import importlib
 import sys
+from typing import Final
 
 import click
 
-from .demo import demo
-from .server import server
+_COMMANDS: Final = ("server", "tracker", "proxy", "query", "demo")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """Each command is imported when it is asked for: a tracker has no use for what the demo needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f".{cmd_name}", __name__), cmd_name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rpcflow", message="rpcflow %(version)s")
 def cli() -> None:
     """Compile here, run there: TVM's RPC with structured concurrency."""
-
-
-cli.add_command(server)
-cli.add_command(demo)
 
 
 def main() -> None:

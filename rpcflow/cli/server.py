@@ -3,13 +3,11 @@
 
 import logging
 import os
-import signal
 import sys
 
-import anyio
 import click
 
-from rpcflow.errors import RPCError
+from .serving import log_to_stderr, serve
 
 
 @click.command()
@@ -17,6 +15,9 @@ from rpcflow.errors import RPCError
 @click.option("--port", default=9091, show_default=True, type=click.IntRange(0, 65535), help="First port to try.")
 @click.option("--port-end", default=9199, show_default=True, type=click.IntRange(1, 65536), help="Port to stop before.")
 @click.option("--key", default="", help="The kind of device this is; clients must ask for it.")
+@click.option("--tracker", metavar="ADDRESS", help="Register with this tracker: HOST:PORT or a URL.")
+@click.option("--proxy", metavar="ADDRESS", help="Do not listen; wait for clients at this proxy: HOST:PORT or a URL.")
+@click.option("--custom-addr", metavar="HOST", help="What the tracker tells clients instead of the address it sees.")
 @click.option("--load-library", metavar="A:B", help="Libraries to load before modules are, from the current folder.")
 @click.option("--import", "imports", metavar="MODULE", multiple=True, help="Python module that registers functions.")
 @click.option("--timeout", type=float, help="Seconds a peer may stop in the middle of a handshake or packet.")
@@ -32,6 +33,9 @@ def server(
     port: int,
     port_end: int,
     key: str,
+    tracker: str | None,
+    proxy: str | None,
+    custom_addr: str | None,
     load_library: str | None,
     imports: tuple[str, ...],
     timeout: float | None,
@@ -43,21 +47,25 @@ def server(
 ) -> None:
     """Offer sessions to clients."""
     from rpcflow.server.supervisor import Server
+    from rpcflow.transports.url import DEFAULT_PORT, address_url
 
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.WARNING if silent else logging.INFO,
-        format="%(asctime)s %(name)s: %(message)s",
-    )
+    log_to_stderr(silent)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # modules are found from the current folder too
+    if proxy is not None and tracker is not None:
+        raise click.UsageError("--tracker is for a server that listens: at a proxy, the proxy registers it")
+    if custom_addr is not None and tracker is None:
+        raise click.UsageError("--custom-addr is what a tracker tells clients: it needs --tracker")
     try:
         made = Server(
-            host,
+            host if proxy is None else str(address_url(proxy, DEFAULT_PORT)),
             port,
             port_end,
+            is_proxy=proxy is not None,
+            tracker_addr=tracker,
             key=key,
             load_library=load_library,
+            custom_addr=custom_addr,
             silent=silent,
             no_fork=no_fork,
             timeout=timeout,
@@ -70,37 +78,6 @@ def server(
         raise click.UsageError(str(error)) from error
     if insecure and not host.startswith("unix:"):
         logging.getLogger("rpcflow.server").warning(
-            "--insecure: whoever reaches %s can run code here, and the line is not encrypted", host
+            "--insecure: whoever reaches %s can run code here, and the line is not encrypted", made.host
         )
-    failure = anyio.run(_serve, made, backend="trio")
-    if failure is not None:
-        raise click.UsageError(_last_line(failure)) from failure
-
-
-def _last_line(error: Exception) -> str:
-    """An error in one line: of a traceback that came with it, what it ends with."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-
-
-async def _serve(made: object) -> Exception | None:
-    """Serve until told to stop; what kept the server from starting, if anything did."""
-    from rpcflow.server.supervisor import Server
-
-    assert isinstance(made, Server)
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with anyio.create_task_group() as tasks:
-
-            async def stop() -> None:
-                async for _ in signals:
-                    tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop)
-            try:
-                async with made:
-                    print(f"READY {made.url}", flush=True)
-                    await anyio.sleep_forever()
-            except (OSError, RPCError) as error:
-                tasks.cancel_scope.cancel()
-                return error
-    return None
+    serve(made, lambda: made.url)

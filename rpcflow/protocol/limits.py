@@ -26,7 +26,9 @@ class Limits:
     ndim: int = 64
     """Dimensions of a tensor; NumPy stops at 64 too."""
     tracker_frame_nbytes: int = MIB
-    """A tracker message; stock's own limit."""
+    """A message to a tracker; stock's own limit."""
+    tracker_answer_nbytes: int = 64 * MIB
+    """A tracker's answer: a summary of 10,000 devices takes 2 MiB."""
 
 
 DEFAULT_LIMITS = Limits()

@@ -33,9 +33,17 @@ def encode_frame(message: Any, limits: Limits = DEFAULT_LIMITS) -> bytes:
     Raises:
         ValueError: it is larger than a frame may be.
     """
-    data = json.dumps(message).encode()
-    if len(data) > limits.tracker_frame_nbytes:
-        raise ValueError(f"a tracker message of {len(data)} bytes; the limit is {limits.tracker_frame_nbytes}")
+    return frame(json.dumps(message).encode(), limits.tracker_frame_nbytes)
+
+
+def frame(data: bytes, most: int = DEFAULT_LIMITS.tracker_frame_nbytes) -> bytes:
+    """JSON that is encoded already as a frame.
+
+    Raises:
+        ValueError: it is longer than ``most``.
+    """
+    if len(data) > most:
+        raise ValueError(f"a tracker message of {len(data)} bytes; the limit is {most}")
     return _I32.pack(len(data)) + data
 
 
@@ -45,14 +53,22 @@ class FrameReader:
     Args:
         magic: whether the stream begins with the tracker's magic.
         limits: bounds a frame.
+        answers: whether they are a tracker's answers, which may be longer than messages to one.
     """
 
-    def __init__(self, magic: bool = True, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._limits = limits
+    __slots__ = ("_buffer", "_error", "_magic", "_most", "total")
+
+    def __init__(self, magic: bool = True, limits: Limits = DEFAULT_LIMITS, answers: bool = False) -> None:
+        self._most = limits.tracker_answer_nbytes if answers else limits.tracker_frame_nbytes
         self._buffer = bytearray()
         self._magic = magic
         self._error: ProtocolError | None = None
         self.total = 0
+
+    @property
+    def greeted(self) -> bool:
+        """Whether the magic has come, if one was to come."""
+        return not self._magic
 
     @property
     def between_frames(self) -> bool:
@@ -66,20 +82,29 @@ class FrameReader:
             ProtocolError: wrong magic, a size out of bounds, or what is not JSON. From then on every call
                 raises it.
         """
+        self.add(data)
+        messages: list[Any] = []
+        while (message := self.next_message()) is not None:
+            messages.append(message[0])
+        return messages
+
+    def add(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes in without looking at them, for :meth:`next_message`."""
+        if self._error is None:
+            self._buffer += data
+        self.total += len(data)
+
+    def next_message(self) -> tuple[Any] | None:
+        """The next message, or None until more bytes come. Errors as :meth:`feed`."""
         if self._error is not None:
             raise self._error
-        self._buffer += data
-        self.total += len(data)
-        messages: list[Any] = []
         try:
-            while (message := self._next()) is not None:
-                messages.append(message[0])
+            return self._next()
         except ProtocolError as error:
             error.offset = error.details["offset"] = self.total
             self._error = error
             self._buffer.clear()
             raise
-        return messages
 
     def _next(self) -> tuple[Any] | None:
         buffer = self._buffer
@@ -92,8 +117,8 @@ class FrameReader:
             self._magic = False
             del buffer[:4]
             return self._next()
-        if not 0 < size <= self._limits.tracker_frame_nbytes:
-            raise ProtocolError(f"a tracker message of {size} bytes; the limit is {self._limits.tracker_frame_nbytes}")
+        if not 0 < size <= self._most:
+            raise ProtocolError(f"a tracker message of {size} bytes; the limit is {self._most}")
         if len(buffer) < 4 + size:
             return None
         body = bytes(buffer[4 : 4 + size])

@@ -18,6 +18,7 @@ class WorkerConfig:
         packet_timeout: seconds a client may stop in the middle of a packet.
         no_fork: spawn workers instead of forking them.
         poll: False turns adaptive polling off.
+        greets: a worker answers the client's key; False where a proxy has done that.
         init_in_worker: imports and callback run in each worker, because they leave threads or devices behind.
     """
 
@@ -30,4 +31,5 @@ class WorkerConfig:
     packet_timeout: float = 60.0
     no_fork: bool = False
     poll: bool | None = None
+    greets: bool = True
     init_in_worker: bool = False

@@ -12,6 +12,7 @@ class Waiter:
     def __init__(self, queue: "TurnQueue") -> None:
         self._queue = queue
         self._event = anyio.Event()
+        self._over = False
         self.served = False
 
     async def wait(self) -> bool:
@@ -26,7 +27,10 @@ class Waiter:
             self._event.set()
 
     def done(self) -> None:
-        """The turn is over, or is not waited for any more."""
+        """The turn is over, or is not waited for any more; does nothing when called again."""
+        if self._over:
+            return
+        self._over = True
         if self.served:
             self._queue._release()
         else:

@@ -7,15 +7,17 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from rpcflow.errors import ProtocolError, RPCError, RPCSessionTimeoutError, SessionCrashedError
-from rpcflow.protocol.handshake import Answer, Hello, HelloReader, KeyText, Side, encode_answer
+from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
 from rpcflow.protocol.packets import ExceptionPacket, encode
 from rpcflow.session.wire_errors import to_text
+from rpcflow.transports.accepting import linger, read_hello, say
 
 from .processes import describe_status, kill_group
 from .status import StatusPage
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
     from .queue import Waiter
     from .supervisor import Server
 
-HANDSHAKE_SECONDS: Final = 5.0
 _GONE_GRACE: Final = 0.3
 """Seconds a worker has, after its client has gone, to end by itself before it is killed."""
-_LINGER_SECONDS: Final = 1.0
 _LAST_LINES: Final = 80
 _LINE_CHARACTERS: Final = 400
 _LAST_READS: Final = 16
@@ -36,50 +36,6 @@ _LAST_READS: Final = 16
 _LAUNCHERS: Final = 3
 """Launchers that may die under our hands before a session is given up."""
 _log: Final = logging.getLogger("rpcflow.server")
-
-
-async def read_hello(sock: socket.socket) -> Hello | None:
-    """Take the key off the line and not a byte more; None if it ends before.
-
-    Raises:
-        ProtocolError: it is not a key.
-    """
-    reader = HelloReader.for_server()
-    while reader.hello is None:
-        try:
-            data = sock.recv(reader.wanted)
-        except BlockingIOError:
-            await anyio.wait_readable(sock)
-            continue
-        except OSError:
-            return None
-        if not data:
-            return None
-        reader.feed(data)
-    return reader.hello
-
-
-def say(sock: socket.socket, data: bytes) -> bool:
-    """Send a few bytes to a peer that may be anyone; whether they were all taken."""
-    try:
-        return sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) == len(data)
-    except OSError:
-        return False
-
-
-async def linger(sock: socket.socket) -> None:
-    """Let our last words arrive: closing with unread bytes would reset the line, and the words with it."""
-    try:
-        sock.shutdown(socket.SHUT_WR)
-        with anyio.move_on_after(_LINGER_SECONDS):
-            while True:
-                try:
-                    if not sock.recv(65536, socket.MSG_DONTWAIT):
-                        return
-                except BlockingIOError:
-                    await anyio.wait_readable(sock)
-    except OSError:
-        pass  # gone already
 
 
 class LastWords:
@@ -241,7 +197,9 @@ class WorkerSession:
 
     def _greeting(self) -> bytes:
         """Before its key is answered a client understands nothing but that answer."""
-        return b"" if self._answered else encode_answer(Answer.OK, str(KeyText(Side.SERVER, self._server._key)))
+        if self._answered or not self._server._config.greets:
+            return b""
+        return encode_answer(Answer.OK, str(KeyText(Side.SERVER, self._server._key)))
 
     def _crash(self, page: StatusPage, words: str) -> SessionCrashedError:
         status = self._status
@@ -291,9 +249,10 @@ class Connection:
     async def run(self) -> None:
         """Serve it to its end and close it."""
         try:
-            key = await self._key()
-            if key is None:
+            admitted = await self._admitted()
+            if admitted is None:
                 return
+            key, leave = admitted
             waiter = self._server._queue.join()
             try:
                 if not await self._turn(waiter):
@@ -304,6 +263,7 @@ class Connection:
                 await WorkerSession(self._server, number, self._sock, key.timeout).run()
             finally:
                 waiter.done()
+                leave()
             await linger(self._sock)
         finally:
             self._sock.close()
@@ -318,7 +278,8 @@ class Connection:
         finally:
             watcher.unwatch(self._sock)
 
-    async def _key(self) -> KeyText | None:
+    async def _admitted(self) -> tuple[KeyText, Callable[[], None]] | None:
+        """What it said, and what is to be called when it leaves; None if it may not come in."""
         hello = None
         try:
             with anyio.move_on_after(self._server._handshake_timeout):
@@ -329,18 +290,21 @@ class Connection:
         except ProtocolError as error:
             _log.info("%s: %s", self._peer, error)
             return None
+        key = leave = None
         try:
             key = KeyText.parse(hello.text or "")
         except ProtocolError as error:
             _log.info("%s: %s", self._peer, error)
-            key = None
-        if key is None or key.side is not Side.CLIENT or key.key != self._server._key:
-            if key is not None:
+        if key is not None and key.side is Side.CLIENT:
+            leave = self._server._admit(key.key)
+            if leave is None:
                 _log.info("%s asked for another key", self._peer)
+        if key is None or leave is None:
             say(self._sock, encode_answer(Answer.MISMATCH))
             await linger(self._sock)
             return None
         if self._server._queue.full:
             _log.warning("%s is turned away: %d wait already", self._peer, self._server._queue.waiting)
+            leave()
             return None
-        return key
+        return key, leave

@@ -14,21 +14,28 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 
+from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.handshake import check_key
 from rpcflow.transports import Url
 from rpcflow.transports import tcp as tcp_transport
 from rpcflow.transports import unix as unix_transport
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS
 from rpcflow.transports.sockets import tune
 
+from .at_proxy import ProxyDialer
 from .config import WorkerConfig
 from .launching import LauncherProcess
+from .places import listening_path, proxy_url, registering_url
 from .queue import TurnQueue
-from .session import HANDSHAKE_SECONDS, Connection
+from .registration import Registration
+from .session import Connection
 from .watch import GoneWatcher
 
 _MAX_CONNECTIONS: Final = 1024
 _PACKET_SECONDS: Final = 60.0
 _MAX_PEER_SECONDS: Final = 86400
+_FOUND_SECONDS: Final = 60.0
+"""How long a server that starts waits for its tracker or proxy; stock's time."""
 _log: Final = logging.getLogger("rpcflow.server")
 
 
@@ -42,7 +49,12 @@ class Server:
     Args:
         host: address or name to listen on; ``unix:/path`` for a Unix socket.
         port, port_end: the first free port of ``[port, port_end)`` is taken; port 0 lets the system choose.
-        key: what clients must ask for; no white space.
+        is_proxy: do not listen, but wait for clients at the proxy that ``host`` and ``port`` name (``host`` may be a
+            URL, such as ``ws://host:port/ws``). The proxy does the registering where it has a tracker.
+        tracker_addr: ``(host, port)`` or URL of a tracker to register with. Entering the block waits until that is
+            done, for a minute; a tracker that goes later is waited for, and its coming back noticed within 5 s.
+        key: what clients must ask for, of the tracker if there is one; no white space.
+        custom_addr: the host that the tracker tells clients; None for the address it sees us come from.
         load_library: shared libraries to load before modules, separated by colons, found from the current folder.
         silent: log only what goes wrong.
         no_fork: spawn a fresh interpreter for each session.
@@ -60,6 +72,7 @@ class Server:
     Raises:
         ValueError: an option that cannot be.
         OSError: no port is free, or the address is not ours (on entering the block).
+        ConnectionLostError: no tracker or proxy answers within a minute (on entering the block).
         LaunchError: an import or the callback failed (on entering the block).
     """
 
@@ -86,8 +99,6 @@ class Server:
         peer_timeout: float = 30.0,
         poll: bool | None = None,
     ) -> None:
-        if is_proxy or tracker_addr is not None or custom_addr is not None:
-            raise NotImplementedError("trackers and proxies are not part of this version")
         check_key(key)
         if not isinstance(max_sessions, int) or max_sessions < 1:
             raise ValueError(f"max_sessions={max_sessions!r} must be a whole number, 1 or more")
@@ -98,23 +109,19 @@ class Server:
         for name, value in (("imports", imports), ("allow_path", allow_path)):
             if isinstance(value, str):  # its characters would be taken for a list, and "/" is among a path's
                 raise ValueError(f"{name} takes a list of texts, not the text {value!r}")
-        self._unix = host.removeprefix("unix:").removeprefix("//") if host.startswith("unix:") else None
-        if self._unix is None:
-            _check_ports(port, port_end)
-        elif self._unix:
-            self._unix = os.path.abspath(self._unix)  # of the folder that is current now
-        else:
-            raise ValueError(f"{host!r} names no path to listen on")
-        if self._unix is None and not insecure and not tcp_transport.is_loopback(host):
-            raise ValueError(
-                f"{host!r} can be reached from other machines and the line is not encrypted: "
-                "listen on 127.0.0.1 or unix:/path, or say insecure=True (--insecure)"
-            )
+        self._unix: str | None = None
+        self._proxy = proxy_url(host, port, insecure) if is_proxy else None
+        if self._proxy is None:
+            self._unix = listening_path(host, port, port_end, insecure)
+        self._tracker = registering_url(tracker_addr, custom_addr, self._unix)
+        self._custom_addr = custom_addr
         self.host = host.removeprefix("[").removesuffix("]")
         self.port = port
+        if self._proxy is not None:
+            self.host, self.port = self._proxy.host, self._proxy.port
         self._port_end = port_end
         self._key = key
-        self._silent = silent
+        self._log_level = logging.DEBUG if silent else logging.INFO
         self._reuse_addr = reuse_addr
         self._handshake_timeout = timeout if timeout is not None else HANDSHAKE_SECONDS
         self._peer_timeout = peer_timeout
@@ -128,7 +135,10 @@ class Server:
             packet_timeout=timeout if timeout is not None else _PACKET_SECONDS,
             no_fork=no_fork,
             poll=poll,
+            greets=self._proxy is None,
         )
+        self._registration: Registration | None = None
+        self._max_sessions = max_sessions
         self._queue = TurnQueue(max_sessions)
         self._numbers = 0
         self._max_connections = _connection_limit(max_sessions)
@@ -143,7 +153,9 @@ class Server:
 
     @property
     def url(self) -> Url:
-        """Where clients find it."""
+        """Where clients find it: its own address, or that of the proxy where it waits for them."""
+        if self._proxy is not None:
+            return self._proxy
         if self._unix is not None:
             return Url("unix", path=self._unix)
         return Url("tcp", self.host, self.port)
@@ -159,31 +171,60 @@ class Server:
             stack.push_async_callback(self._close_launcher)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
+            stack.push_async_callback(self._end_tasks)
             self._launcher_lock = anyio.Lock()
             for task in (self._launcher.run, self._watcher.run):
                 self._tasks.start_soon(task)
             for listener in self._listeners:
                 self._tasks.start_soon(self._accept, listener)
+            await self._be_found()
             self._stack = stack.pop_all()
-        _log.log(logging.DEBUG if self._silent else logging.INFO, "serving at %s", self.url)
+        _log.log(self._log_level, "serving at %s", self.url)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._stack is not None
-        try:
-            # The tasks handle their own errors; what leaves is the body's, as it came, also when cancelled from
-            # outside meanwhile.
-            self._tasks.cancel_scope.shield = True
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
-        finally:
-            await self._stack.aclose()
+        await self._stack.aclose()
+
+    async def _end_tasks(self) -> None:
+        # The tasks handle their own errors; what leaves is the body's, as it came, also when cancelled from outside
+        # meanwhile.
+        self._tasks.cancel_scope.shield = True
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _be_found(self) -> None:
+        """Register with the tracker or go to the proxy, if there is one, and wait until that is done.
+
+        Raises:
+            ConnectionLostError: it is not done in time.
+        """
+        if self._proxy is not None:
+            dialer = ProxyDialer(self, self._proxy, self._key)
+            self._tasks.start_soon(dialer.run)
+            with anyio.move_on_after(_FOUND_SECONDS):
+                await dialer.waiting.wait()
+                return
+            raise ConnectionLostError(f"cannot wait at the proxy {self._proxy}: {dialer.failure}")
+        if self._tracker is not None:
+            self._registration = Registration(
+                self._tracker, self._key, self.port, self._custom_addr, self._max_sessions, self._log_level
+            )
+            self._tasks.start_soon(self._registration.run)
+            with anyio.move_on_after(_FOUND_SECONDS):
+                await self._registration.registered.wait()
+                return
+            raise ConnectionLostError(
+                f"cannot register with the tracker at {self._tracker}: {self._registration.failure}"
+            )
 
     # ---- listening
 
     def _listen(self, stack: AsyncExitStack) -> list[socket.socket]:
+        if self._proxy is not None:
+            return []
         if self._unix is not None:
             listener = unix_transport.listen(self._unix)
             stack.callback(_unlink, self._unix)
@@ -235,6 +276,12 @@ class Server:
 
     # ---- for sessions
 
+    def _admit(self, key: str) -> Callable[[], None] | None:
+        """Let in who comes with this key: what is to be called when it leaves; None if the key is not one of ours."""
+        if self._registration is not None:
+            return self._registration.take(key)
+        return _nothing if key == self._key else None
+
     def _next_number(self) -> int:
         self._numbers += 1
         return self._numbers
@@ -253,12 +300,8 @@ class Server:
         await self._launcher.aclose()
 
 
-def _check_ports(port: int, port_end: int) -> None:
-    for name, value, most in (("port", port, 65535), ("port_end", port_end, 65536)):
-        if not isinstance(value, int) or not 0 <= value <= most:
-            raise ValueError(f"{name}={value!r} must be a whole number from 0 to {most}")
-    if port and not port < port_end:
-        raise ValueError(f"there is no port from port={port} to below port_end={port_end}")
+def _nothing() -> None:
+    pass
 
 
 def _connection_limit(max_sessions: int) -> int:

@@ -37,7 +37,8 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
     executor = Executor(SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args)))
     machine = executor.machine
     page.set_sending(True)
-    channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
+    if config.greets:
+        channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
     os.write(ready_fd, b"R")
     os.close(ready_fd)
     page.set_sending(False)

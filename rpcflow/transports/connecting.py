@@ -81,7 +81,7 @@ def connect_blocking(addresses: Sequence[Address], what: str, deadline: float | 
             last = error
         else:
             return sock
-    raise _refused(what, last)
+    raise _refused(what, last) from last
 
 
 async def connect(addresses: Sequence[Address], what: str) -> socket.socket:
@@ -110,7 +110,7 @@ async def connect(addresses: Sequence[Address], what: str) -> socket.socket:
             raise
         else:
             return sock
-    raise _refused(what, last)
+    raise _refused(what, last) from last
 
 
 def _is_unix(family: int) -> bool:

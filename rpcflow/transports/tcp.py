@@ -77,11 +77,24 @@ def listen(host: str, port: int, port_end: int, *, reuse_addr: bool = True, back
     raise OSError(errno.EADDRINUSE, f"no port of {host} from {port} to {port_end - 1} is free")
 
 
+def check_ports(port: int, port_end: int) -> None:
+    """Whether ``[port, port_end)`` can be searched for a port to listen on.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for name, value, most in (("port", port, 65535), ("port_end", port_end, 65536)):
+        if not isinstance(value, int) or not 0 <= value <= most:
+            raise ValueError(f"{name}={value!r} must be a whole number from 0 to {most}")
+    if port and not port < port_end:
+        raise ValueError(f"there is no port from port={port} to below port_end={port_end}")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach what listens on ``host``."""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False

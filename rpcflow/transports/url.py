@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port."""
 
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import attrs
@@ -73,6 +73,36 @@ class Url:
         host = f"[{self.host}]" if ":" in self.host else self.host
         query = f"?{urlencode(self.query)}" if self.query else ""
         return f"{self.scheme}://{f'{host}:{self.port}' if host else ''}{self.path}{query}"
+
+
+def address_url(address: Any, default_port: int) -> Url:
+    """Read an address in any of the forms people write: ``(host, port)``, a URL, ``host:port``, or a host alone.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    try:
+        if isinstance(address, Url):
+            return address
+        if isinstance(address, str):
+            host, _, port = address.rpartition(":")
+            named = ":" not in host or (host.startswith("[") and host.endswith("]"))
+            if host and named and port.isdecimal() and port.isascii():
+                return Url.parse(host, int(port))
+            return Url.parse(address, default_port=default_port)
+        host, port = address
+        return Url.parse(host, port, default_port)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{address!r} is not an address: write (host, port), host:port or a URL ({error})") from None
+
+
+def tracker_url(address: Any) -> Url:
+    """Where a tracker is: as :func:`address_url`, with the trackers' port, 9190, where there is none.
+
+    Raises:
+        ValueError: that is no address.
+    """
+    return address_url(address, TRACKER_PORT)
 
 
 def _unix_path(url: str) -> str:

@@ -20,6 +20,7 @@ TIME_EVALUATOR = (
     "(self, func_name, dev, number=10, repeat=1, min_repeat_ms=0, limit_zero_time_iterations=100, "
     "cooldown_interval_ms=0, repeats_to_cooldown=1, cache_flush_bytes=0, f_preproc='')"
 )
+REQUEST = "(self, key, priority=1, session_timeout=0, max_retry=5, session_constructor_args=None, *, wait_timeout=None)"
 EMPTY = "(self, shape, dtype='float32', mem_scope=None)"
 MAKERS = ["cpu", "cuda", "cl", "vulkan", "metal", "rocm", "ext_dev", "hexagon", "webgpu"]
 ERRORS = [
@@ -53,6 +54,19 @@ def signature(function: Any) -> str:
         ("register", "(name, func=None, override=False)"),
         ("LocalSession", "()"),
         ("sync.connect", CONNECT),
+        *(
+            (f"{module}{name}", expected)
+            for module in ("", "sync.")
+            for name, expected in [
+                ("connect_tracker", "(url, port=None)"),
+                ("TrackerSession", "(addr)"),
+                ("TrackerSession.request", REQUEST),
+                ("TrackerSession.request_and_run", "(self, key, func, priority=1, session_timeout=0, max_retry=2)"),
+                ("TrackerSession.summary", "(self)"),
+                ("TrackerSession.text_summary", "(self)"),
+            ]
+        ),
+        ("sync.TrackerSession.close", "(self)"),
         ("sync.LocalSession", "()"),
         ("sync.tensor", "(array, device)"),
         ("sync.empty", "(shape, dtype, device)"),
@@ -129,7 +143,8 @@ def test_all_names_are_there_and_no_more(module: Any) -> None:
 
 def test_what_the_interface_names() -> None:
     assert set(ERRORS) <= set(rpcflow.__all__)
-    assert {"connect", "register", "Server", "LocalSession"} <= set(rpcflow.__all__)
+    assert {"connect", "connect_tracker", "register", "Server", "LocalSession"} <= set(rpcflow.__all__)
+    assert {"connect_tracker", "TrackerSession"} <= set(sync.__all__)
     assert {"connect", "Server", "RPCSession", "LocalSession", "tensor", "empty"} <= set(sync.__all__)
 
 
@@ -166,6 +181,7 @@ def test_the_version_is_the_distributions() -> None:
     [
         ("import rpcflow; rpcflow.RPCError", ["trio", "anyio", "numpy", "tvm_ffi", "click", "asyncio"]),
         ("from rpcflow import sync; sync.connect", ["tvm_ffi", "ml_dtypes", "cloudpickle", "click"]),
+        ("from rpcflow import sync; sync.connect, sync.connect_tracker", ["trio", "anyio", "asyncio"]),
         ("import rpcflow; rpcflow.connect", ["tvm_ffi", "ml_dtypes", "cloudpickle", "click"]),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rpcflow.errors import ProtocolError
 from rpcflow.protocol.limits import Limits
-from rpcflow.protocol.tracker import MAGIC_BYTES, FrameReader, TrackerCode, encode_frame
+from rpcflow.protocol.tracker import MAGIC_BYTES, FrameReader, TrackerCode, encode_frame, frame
 from tests import strategies as wire
 
 from .feeding import pieces
@@ -51,7 +51,7 @@ def test_there_and_back_in_any_pieces(messages: list[Any], cuts: list[int]) -> N
 
 
 @pytest.mark.parametrize(
-    ("frame", "words"),
+    ("bad", "words"),
     [
         (struct.pack("<i", 0), "of 0 bytes"),
         (struct.pack("<i", -1), "of -1 bytes"),
@@ -64,10 +64,10 @@ def test_there_and_back_in_any_pieces(messages: list[Any], cuts: list[int]) -> N
         (struct.pack("<i", 100_000) + b"9" * 100_000, "not JSON"),  # a number longer than Python reads
     ],
 )
-def test_refused(frame: bytes, words: str) -> None:
+def test_refused(bad: bytes, words: str) -> None:
     for magic in (True, False):
         reader = FrameReader(magic)
-        data = MAGIC_BYTES + PING + frame if magic else PING + frame
+        data = MAGIC_BYTES + PING + bad if magic else PING + bad
         tracemalloc.start()
         try:
             with pytest.raises(ProtocolError, match=words) as first:
@@ -93,3 +93,27 @@ def test_limits() -> None:
         FrameReader(limits=limits).feed(MAGIC_BYTES + encode_frame([10]))
     with pytest.raises(ValueError, match="the limit is 3"):
         encode_frame([10], limits)
+
+
+def test_answers_may_be_longer() -> None:
+    limits = Limits(tracker_frame_nbytes=3, tracker_answer_nbytes=4)
+    assert FrameReader(False, limits, answers=True).feed(frame(b"[10]", 4)) == [[10]]
+    with pytest.raises(ProtocolError, match="the limit is 4"):
+        FrameReader(False, limits, answers=True).feed(frame(b"[100]", 5))
+    with pytest.raises(ValueError, match="the limit is 4"):
+        frame(b"[100]", 4)
+
+
+def test_one_message_at_a_time() -> None:
+    reader = FrameReader()
+    reader.add(MAGIC_BYTES[:3])
+    assert reader.next_message() is None
+    assert not reader.greeted
+    reader.add(MAGIC_BYTES[3:] + PING + encode_frame(None) + b"\0\0\0\0")
+    assert reader.next_message() == ([1],)
+    assert reader.greeted
+    assert reader.next_message() == (None,)  # a message, not the lack of one
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="of 0 bytes"):
+            reader.next_message()
+        reader.add(PING)

@@ -251,9 +251,3 @@ def test_key_and_port_are_said(run: Run) -> None:
                 assert "1 connections" in repr(server)
 
     run(main)
-
-
-def test_options_of_others_are_not_there_yet() -> None:
-    for options in ({"is_proxy": True}, {"tracker_addr": ("127.0.0.1", 9190)}, {"custom_addr": "x"}):
-        with pytest.raises(NotImplementedError):
-            rpcflow.Server(**options)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rpcflow.transports import Url
+from rpcflow.transports.url import tracker_url
 
 HOSTS = st.one_of(
     st.ip_addresses(v=4).map(str),
@@ -131,3 +132,33 @@ def test_anything_is_read_or_refused(text: str, port: int | None) -> None:
     assert url.scheme
     assert url.host or url.path
     str(url)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        (("127.0.0.1", 9190), Url("tcp", "127.0.0.1", 9190)),
+        (["box", 1], Url("tcp", "box", 1)),
+        (("box", None), Url("tcp", "box", 9190)),
+        (("::1", 7), Url("tcp", "::1", 7)),
+        ("127.0.0.1:77", Url("tcp", "127.0.0.1", 77)),
+        ("[::1]:77", Url("tcp", "::1", 77)),
+        ("::1", Url("tcp", "::1", 9190)),
+        ("box", Url("tcp", "box", 9190)),
+        ("tcp://box", Url("tcp", "box", 9190)),
+        ("tcp://box:3", Url("tcp", "box", 3)),
+        ("unix:/run/t", Url("unix", path="/run/t")),
+        (Url("tcp", "box", 5), Url("tcp", "box", 5)),
+    ],
+)
+def test_addresses_of_trackers(address: object, expected: Url) -> None:
+    assert tracker_url(address) == expected
+
+
+@pytest.mark.parametrize(
+    "address",
+    [None, 9190, "", (), ("box",), ("box", "x"), ("box", 0), ("box", True), ("", 5), "box:65536", {}],
+)
+def test_no_addresses(address: object) -> None:
+    with pytest.raises(ValueError, match="not an address"):
+        tracker_url(address)

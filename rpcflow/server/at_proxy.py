@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server that does not listen: it waits at a proxy, which brings it one client after the other.
+
+The line to the proxy becomes the client's line. For each free turn there is one; but only one waits there at a time,
+because a proxy takes a second one under the same key for an impostor.
+"""
+
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from rpcflow.errors import ConnectionLostError, DuplicateKeyError, KeyMismatchError, ProtocolError, RPCError
+from rpcflow.protocol.handshake import KeyText, Side
+from rpcflow.tracker.backoff import Backoff
+from rpcflow.transports import AsyncChannel, Url, find_transport
+from rpcflow.transports.accepting import linger
+from rpcflow.transports.async_sockets import AsyncSocketChannel
+from rpcflow.transports.bridge import bridge
+from rpcflow.transports.greeting import greet_async
+from rpcflow.transports.sockets import tune
+
+from .session import WorkerSession
+
+if TYPE_CHECKING:
+    from .queue import Waiter
+    from .supervisor import Server
+
+CONNECT_SECONDS: Final = 30.0
+_log: Final = logging.getLogger("rpcflow.server")
+
+
+class ProxyDialer:
+    """Waits at a proxy for clients, and serves them. Run :meth:`run` in a task.
+
+    Args:
+        server: whose turns they get.
+        proxy: where it is.
+        key: what clients ask the proxy for.
+    """
+
+    def __init__(self, server: "Server", proxy: Url, key: str) -> None:
+        self._server = server
+        self._proxy = proxy
+        self._key = KeyText(Side.SERVER, key)
+        self._backoff = Backoff()
+        self._in_touch = True
+        self.waiting = anyio.Event()
+        self.failure = "it has not been tried"
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                waiter = self._server._queue.join()
+                try:
+                    await waiter.wait()
+                    channel, key = await self._paired()
+                except BaseException:
+                    waiter.done()
+                    raise
+                tasks.start_soon(self._serve, channel, key, waiter)
+
+    async def _paired(self) -> tuple[AsyncChannel, KeyText]:
+        """A line on which a client has been brought, and what it said."""
+        while True:
+            began = time.monotonic()
+            try:
+                return await self._dial()
+            except DuplicateKeyError:
+                self.failure = f"another server waits there under the key {self._key.key!r}"
+            except KeyMismatchError:
+                self.failure = "nobody came in the time it allows for that"
+            except (RPCError, OSError) as error:
+                self.failure = str(error)
+            _log.log(
+                logging.WARNING if self._in_touch else logging.DEBUG,
+                "not waiting at the proxy %s, will try again: %s",
+                self._proxy,
+                self.failure,
+            )
+            self._in_touch = False
+            self._backoff.ended_after(time.monotonic() - began)
+            await anyio.sleep(self._backoff.seconds())
+
+    async def _dial(self) -> tuple[AsyncChannel, KeyText]:
+        channel = await self._connect()
+        try:
+            if isinstance(channel, AsyncSocketChannel):
+                tune(channel.socket, self._server._peer_timeout)
+            self.waiting.set()
+            text = await greet_async(channel, self._key)
+            key = KeyText.parse(text)
+            if key.side is not Side.CLIENT:
+                raise ProtocolError("the proxy has brought no client")
+        except BaseException:
+            channel.close()
+            raise
+        self._in_touch = True
+        self._backoff.ended_after(float("inf"))
+        return channel, key
+
+    async def _connect(self) -> AsyncChannel:
+        with anyio.move_on_after(CONNECT_SECONDS):
+            return await find_transport(self._proxy.scheme).connect(self._proxy, poll=False)
+        raise ConnectionLostError(f"{self._proxy} has not answered within {CONNECT_SECONDS:g} s")
+
+    async def _serve(self, channel: AsyncChannel, key: KeyText, waiter: "Waiter") -> None:
+        """A whole session; one session's fault must not end the others: the log has it."""
+        try:
+            if isinstance(channel, AsyncSocketChannel):
+                await self._serve_socket(channel.socket, key, waiter)
+            else:
+                await self._serve_channel(channel, key, waiter)
+        except Exception:
+            _log.exception("serving a client of the proxy failed")
+        finally:
+            waiter.done()
+            channel.close()
+
+    async def _serve_socket(self, sock: socket.socket, key: KeyText, waiter: "Waiter") -> None:
+        number = self._server._next_number()
+        _log.info("session %d: by way of the proxy", number)
+        await WorkerSession(self._server, number, sock, key.timeout).run()
+        waiter.done()
+        await linger(sock)
+
+    async def _serve_channel(self, channel: AsyncChannel, key: KeyText, waiter: "Waiter") -> None:
+        """A worker's process knows sockets only."""
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(bridge, channel, theirs)
+                await self._serve_socket(ours, key, waiter)
+                ours.close()
