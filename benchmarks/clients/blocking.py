@@ -15,8 +15,8 @@ EVALUATOR = "runtime.RPCTimeEvaluator"
 class BlockingClient:
     """What both do alike. `size`: bytes of the tensor; `file`: a local file of that size."""
 
-    def __init__(self, port: int, size: int = 0, file: str = "", poll: bool = True) -> None:
-        self._port, self._size, self._file, self._poll = port, size, file, poll
+    def __init__(self, port: int, size: int = 0, file: str = "", poll: bool = True, key: str = "") -> None:
+        self._port, self._size, self._file, self._poll, self._key = port, size, file, poll, key
         self._session: Any = None
         self._kept: dict[str, Any] = {}
 
@@ -148,7 +148,7 @@ class RpcflowClient(BlockingClient):
     def _connect(self) -> Any:
         from rpcflow import sync as rpc
 
-        return rpc.connect("127.0.0.1", self._port, poll=None if self._poll else False)
+        return rpc.connect("127.0.0.1", self._port, self._key, poll=None if self._poll else False)
 
     def _tensor(self, array: Any) -> Any:
         return self._session.cpu(0).tensor(array)
@@ -168,7 +168,7 @@ class StockClient(BlockingClient):
     def _connect(self) -> Any:
         from tvm import rpc
 
-        return rpc.connect("127.0.0.1", self._port)
+        return rpc.connect("127.0.0.1", self._port, self._key)
 
     def _tensor(self, array: Any) -> Any:
         import tvm

@@ -8,7 +8,11 @@ from typing import Final, cast
 from .base import Transport
 
 _GROUP: Final = "rpcflow.transports"
-_OWN: Final = {"tcp": "rpcflow.transports.tcp", "unix": "rpcflow.transports.unix"}
+_OWN: Final = {
+    "tcp": "rpcflow.transports.tcp",
+    "unix": "rpcflow.transports.unix",
+    "ws": "rpcflow.transports.ws",
+}
 """Our own are found without looking through the metadata of all installed packages, which takes milliseconds."""
 
 

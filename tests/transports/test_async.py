@@ -17,6 +17,7 @@ from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.values import FilePayload
 from rpcflow.transports import AsyncChannel, Url, find_transport
 from rpcflow.transports.async_sockets import AsyncSocketChannel
+from rpcflow.transports.async_ws import AsyncWebSocketChannel
 from rpcflow.transports.memory import channel_pair
 from rpcflow.transports.sockets import tune
 from rpcflow.transports.testing import AsyncFaultyChannel, Faults
@@ -25,7 +26,7 @@ from .conftest import accept
 
 pytestmark = pytest.mark.anyio
 SOCKETS = ["ipv4", "ipv6", "name", "unix"]
-KINDS = [*SOCKETS, "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix"]
+KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws"]
 TINY = Faults(receive_step=1000, send_step=777)
 Opened = Callable[[], Any]
 
@@ -37,7 +38,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def opened(kind: str, listening: Callable[[str], Any]) -> Opened:
+def opened(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any], Any]) -> Opened:
     """An ``async with`` block around two connected channels; the second is the one that was accepted."""
 
     @asynccontextmanager
@@ -47,6 +48,14 @@ def opened(kind: str, listening: Callable[[str], Any]) -> Opened:
         far: AsyncChannel
         if inner == "memory":
             near, far = channel_pair()
+        elif inner == "ws":
+            listener, text = listening(inner)
+            accepted = accepting(listener)
+            near = await find_transport("ws").connect(Url.parse(text))
+            sock, stream = accepted.result()
+            sock.setblocking(False)
+            tune(sock)
+            far = AsyncWebSocketChannel(AsyncSocketChannel(sock), stream)
         else:
             listener, text = listening(inner)
             url = Url.parse(text)
@@ -145,7 +154,7 @@ async def test_large_parts_are_not_joined_or_copied(opened: Opened) -> None:
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "faulty ipv4", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4"])
 async def test_files(opened: Opened, tmp_path: Path) -> None:
     data = os.urandom((4 << 20) + 17)
     (tmp_path / "file").write_bytes(data)
@@ -160,7 +169,7 @@ async def test_files(opened: Opened, tmp_path: Path) -> None:
         assert file.tell() == 0
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4"])
 async def test_file_that_became_shorter(opened: Opened, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"short")
     async with opened() as (near, _):

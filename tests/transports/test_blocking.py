@@ -18,6 +18,7 @@ from rpcflow.transports import BlockingChannel, Url, find_transport
 from rpcflow.transports.memory import blocking_channel_pair
 from rpcflow.transports.sockets import BlockingSocketChannel, tune
 from rpcflow.transports.testing import Faults, FaultyChannel
+from rpcflow.transports.ws import BlockingWebSocketChannel
 
 from .conftest import accept
 
@@ -26,20 +27,31 @@ SOCKETS = ["ipv4", "ipv6", "name", "unix"]
 TINY = Faults(receive_step=1000, send_step=777)
 
 
-@pytest.fixture(params=[*SOCKETS, "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix"])
+KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws"]
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
 
 
 @pytest.fixture
-def pair(kind: str, listening: Callable[[str], Any]) -> Iterator[Pair]:
+def pair(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any], Any]) -> Iterator[Pair]:
     """Two connected channels; the second is the one that was accepted."""
     wrapper, _, inner = kind.rpartition(" ")
     near: BlockingChannel
     far: BlockingChannel
     if inner == "memory":
         near, far = blocking_channel_pair()
+    elif inner == "ws":
+        listener, text = listening(inner)
+        accepted = accepting(listener)
+        near = find_transport("ws").connect_blocking(Url.parse(text), deadline=time.monotonic() + 10)
+        sock, stream = accepted.result()
+        tune(sock)
+        sock.setblocking(True)
+        far = BlockingWebSocketChannel(BlockingSocketChannel(sock), stream)
     else:
         listener, text = listening(inner)
         url = Url.parse(text)
@@ -151,7 +163,7 @@ def test_large_parts_are_not_joined_or_copied(pair: Pair, spawn: Callable[..., A
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "faulty ipv4", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4"])
 @pytest.mark.parametrize("timed", [False, True])
 def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: bool) -> None:
     near, far = pair
@@ -168,7 +180,7 @@ def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: boo
         assert file.tell() == 0
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4"])
 def test_file_that_became_shorter(pair: Pair, tmp_path: Path) -> None:
     near, _ = pair
     (tmp_path / "file").write_bytes(b"short")

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A connection that has said its key, by plain socket or by websocket."""
+
+import socket
+from typing import Final
+
+import anyio
+
+from rpcflow.errors import ConnectionLostError
+from rpcflow.protocol.handshake import HelloReader, KeyText, Side
+from rpcflow.transports import AsyncChannel
+from rpcflow.transports.accepting import linger, read_hello, say
+from rpcflow.transports.async_sockets import AsyncSocketChannel
+
+_ANSWER_SECONDS: Final = 5.0
+
+
+class Peer:
+    """Somebody who waits for a partner, or has one.
+
+    Args:
+        name: who it is, for the log.
+        text: its whole key text, which its partner is given.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        self.name = name
+        self.text = text
+        # What a key's other words mean is between client and server.
+        parsed = KeyText.parse(text.split()[0] if text.split() else "")
+        self.side: Side = parsed.side
+        self.key = parsed.key
+        self.waiting = anyio.CancelScope()
+        self.matched = False
+        self.done = anyio.Event()
+
+    def meet(self) -> None:
+        """A partner has come, and carries for both."""
+        self.matched = True
+        self.waiting.cancel()
+
+    def plain(self) -> socket.socket | None:
+        """The socket, where its bytes are the stream."""
+        return None
+
+    def channel(self) -> AsyncChannel:
+        """The stream."""
+        raise NotImplementedError
+
+    def present(self) -> bool:
+        """Whether it is still there and silent, as far as can be told without waiting."""
+        return True
+
+    async def watch(self) -> None:
+        """Wait until it goes, or says something before it was answered."""
+        raise NotImplementedError
+
+    async def answer(self, data: bytes) -> None:
+        """Send it the answer to its key. A line that breaks is noticed by whoever reads next."""
+        raise NotImplementedError
+
+    async def refuse(self, data: bytes) -> None:
+        """Send it these last words and let them arrive."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Say goodbye where its line has a word for that; the socket is closed by who accepted it."""
+
+
+class SocketPeer(Peer):
+    """One that came by TCP."""
+
+    def __init__(self, name: str, text: str, sock: socket.socket) -> None:
+        super().__init__(name, text)
+        self._sock = sock
+
+    @classmethod
+    async def greet(cls, sock: socket.socket, name: str) -> "SocketPeer | None":
+        """Take its key; None where it left.
+
+        Raises:
+            ProtocolError: it has none.
+        """
+        hello = await read_hello(sock)
+        return None if hello is None else cls(name, hello.text or "", sock)
+
+    def plain(self) -> socket.socket | None:
+        return self._sock
+
+    def channel(self) -> AsyncChannel:
+        return AsyncSocketChannel(self._sock, poll=False)
+
+    def present(self) -> bool:
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    async def watch(self) -> None:
+        try:
+            while self.present():
+                await anyio.wait_readable(self._sock)
+        except OSError:
+            pass
+
+    async def answer(self, data: bytes) -> None:
+        say(self._sock, data)
+
+    async def refuse(self, data: bytes) -> None:
+        say(self._sock, data)
+        await linger(self._sock)
+
+
+class ChannelPeer(Peer):
+    """One that came by a channel: a websocket."""
+
+    def __init__(self, name: str, text: str, channel: AsyncChannel) -> None:
+        super().__init__(name, text)
+        self._channel = channel
+
+    @classmethod
+    async def greet(cls, channel: AsyncChannel, name: str) -> "ChannelPeer | None":
+        """As :meth:`SocketPeer.greet`."""
+        reader = HelloReader.for_server()
+        try:
+            while reader.hello is None:
+                buffer = memoryview(bytearray(reader.wanted))
+                count = await channel.receive_into(buffer)
+                if not count:
+                    return None
+                reader.feed(buffer[:count])
+        except ConnectionLostError:
+            return None
+        return cls(name, reader.hello.text or "", channel)
+
+    def channel(self) -> AsyncChannel:
+        return self._channel
+
+    async def watch(self) -> None:
+        try:
+            await self._channel.receive_into(memoryview(bytearray(1)))
+        except ConnectionLostError:
+            pass
+
+    async def answer(self, data: bytes) -> None:
+        try:
+            with anyio.move_on_after(_ANSWER_SECONDS):
+                await self._channel.send([data])
+        except ConnectionLostError:
+            pass
+
+    async def refuse(self, data: bytes) -> None:
+        await self.answer(data)
+        end = getattr(self._channel, "end_sending", None)
+        if end is None:
+            return
+        end()
+        try:
+            with anyio.move_on_after(_ANSWER_SECONDS):
+                buffer = memoryview(bytearray(4096))
+                while await self._channel.receive_into(buffer):
+                    pass
+        except ConnectionLostError:
+            pass
+
+    def close(self) -> None:
+        self._channel.close()
