@@ -53,6 +53,11 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
 
 
+_capsule_pointer: Final = ctypes.pythonapi.PyCapsule_GetPointer
+_capsule_pointer.restype = ctypes.c_void_p
+_capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+
+
 class DLPackExporter:
     """An object of the DLPack protocol over ``shape`` elements at ``address``; ``owner`` lives as long as they do."""
 
@@ -86,3 +91,12 @@ class DLPackExporter:
         address = ctypes.addressof(managed)
         _held[address] = (managed, shape, strides, self._owner)
         return _new_capsule(address, b"dltensor", None)
+
+
+def data_address(tensor: Any) -> int:
+    """Where the first element of a tvm-ffi tensor lies; its ``data_ptr()``, which versions before 0.1.13 lack."""
+    if hasattr(tensor, "data_ptr"):
+        return int(tensor.data_ptr())
+    capsule = tensor.__dlpack__()  # frees what it holds when it is dropped
+    found = _DLManagedTensor.from_address(_capsule_pointer(capsule, b"dltensor")).tensor
+    return int((found.data or 0) + found.byte_offset)

@@ -14,7 +14,7 @@ from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, Te
 from rpcflow.session.actions import Given, GivenTensor
 from rpcflow.session.handles import Kind
 
-from .dlpack import DLPackExporter
+from .dlpack import DLPackExporter, data_address
 
 _AS_IS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, DataType, Device, Pointer})
 
@@ -110,7 +110,7 @@ class FfiBridge:
         device = Device(tensor.device.dlpack_device_type(), tensor.device.index)
         shape = tuple(int(extent) for extent in tensor.shape)
         nbytes = TensorView(0, device, dtype, shape).nbytes
-        memory = self._backends.get(device).wrap(device, tensor.data_ptr(), nbytes, tensor)
+        memory = self._backends.get(device).wrap(device, data_address(tensor), nbytes, tensor)
         return GivenTensor(memory, dtype, shape)
 
 

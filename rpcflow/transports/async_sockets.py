@@ -80,7 +80,10 @@ class AsyncSocketChannel:
                         count = receive(buffer)
                     except BlockingIOError:
                         continue
-                    self._polling.hit()
+                    if _perf_counter() > ends:
+                        self._polling.miss()
+                    else:
+                        self._polling.hit()
                     return count
                 self._polling.miss()
             while True:

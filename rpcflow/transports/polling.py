@@ -17,7 +17,8 @@ except ImportError:  # Windows
 
 BUDGET: Final = 50e-6
 """Seconds to look before sleeping: about what waking up costs."""
-_MAX_SKIPS: Final = 64
+_FIRST_SKIPS: Final = 4
+_MAX_SKIPS: Final = 256
 _CHECK_EVERY: Final = 64
 _MAX_PREEMPTIONS: Final = 8
 """Times the kernel took the processor from us within _CHECK_EVERY receives; more means that it is wanted."""
@@ -54,12 +55,16 @@ class AdaptivePolling:
         return not self._paused_until or self._pause_is_over()
 
     def hit(self) -> None:
-        """Something came while looking."""
-        self._skips = 0
+        """Something came while looking. After failures trust comes back by halves: looking pays where it finds
+        something two times in three."""
+        if self._skips:
+            self._skips //= 2
+            self._to_skip = self._skips
 
     def miss(self) -> None:
-        """Nothing came: look less often."""
-        self._skips = min(2 * self._skips or 1, _MAX_SKIPS)
+        """Nothing came, or it came too late: then something else has had the processor meanwhile, perhaps the very
+        process that we wait for. Look less often."""
+        self._skips = min(4 * self._skips or _FIRST_SKIPS, _MAX_SKIPS)
         self._to_skip = self._skips
 
     def _pause_is_over(self) -> bool:

@@ -126,7 +126,11 @@ class BlockingSocketChannel:
                             self._polling.miss()
                             break
                     else:
-                        self._polling.hit()
+                        if ends:  # else it was there already, and says nothing about looking
+                            if _perf_counter() > ends:
+                                self._polling.miss()
+                            else:
+                                self._polling.hit()
                         return count
             if deadline is not None:
                 self._wait(select.POLLIN, deadline)

@@ -46,18 +46,41 @@ def test_misses_make_it_rarer_up_to_a_bound(machine: Machine) -> None:
     for _ in range(9):
         adaptive.miss()
         gaps.append(skipped(adaptive))
-    assert gaps == [1, 2, 4, 8, 16, 32, 64, 64, 64]
+    assert gaps == [4, 16, 64, 256, 256, 256, 256, 256, 256]
 
 
-def test_a_hit_brings_it_back(machine: Machine) -> None:
+def test_hits_bring_it_back_by_halves(machine: Machine) -> None:
     adaptive = AdaptivePolling()
-    for _ in range(5):
+    for _ in range(2):
         adaptive.miss()
         skipped(adaptive)
-    adaptive.hit()
-    assert adaptive.worthwhile()
+    gaps = []
+    for _ in range(6):
+        adaptive.hit()
+        gaps.append(skipped(adaptive))
+    assert gaps == [8, 4, 2, 1, 0, 0]
     adaptive.miss()
-    assert skipped(adaptive) == 1
+    assert skipped(adaptive) == 4
+
+
+def test_one_miss_among_many_hits_is_soon_forgiven(machine: Machine) -> None:
+    adaptive = AdaptivePolling()
+    looks = 0
+    for i in range(1000):
+        if adaptive.worthwhile():
+            looks += 1
+            adaptive.miss() if i % 50 == 5 else adaptive.hit()
+    assert looks > 800
+
+
+def test_where_half_of_the_looks_fail_there_are_few(machine: Machine) -> None:
+    adaptive = AdaptivePolling()
+    looks = 0
+    for _ in range(10000):
+        if adaptive.worthwhile():
+            looks += 1
+            adaptive.miss() if looks % 2 else adaptive.hit()
+    assert looks < 500
 
 
 def test_turned_off(machine: Machine) -> None:
