@@ -30,12 +30,38 @@ def callback(max_packet: int | None = None) -> Callable[[], None]:
             if always or name not in known:
                 tvm_ffi.register_global_func(name, func, override=True)
 
+        def compiled_address() -> Any:
+            """For tvm-ffi before 0.1.13, whose tensors do not tell. An argument is a DLTensor, or an object with one
+            behind 24 bytes."""
+            import subprocess
+            import tempfile
+
+            source = """
+            #include <stdint.h>
+            typedef struct { int32_t index; uint32_t pad; union { int64_t number; char* pointer; } value; } Any;
+            int __tvm_ffi_address(void* self, const Any* args, int32_t count, Any* result) {
+              char* tensor = args[0].value.pointer + (args[0].index == 7 ? 0 : 24);
+              result->index = 1;
+              result->pad = 0;
+              result->value.number = *(int64_t*)tensor + *(int64_t*)(tensor + 40);
+              return 0;
+            }
+            """
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "address.so")
+                command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", path]
+                subprocess.run(command, input=source.encode(), check=True)
+                return tvm_ffi.load_module(path)["address"]
+
+        pointer = getattr(tvm_ffi.Tensor, "data_ptr", None)
+        address = pointer or compiled_address()
+
         def memory(tensor: Any) -> Any:
             """The memory of a contiguous tensor. Its pointer has the byte offset in it; the DLPack way
             round would crash: an argument is a bare DLTensor that has no owner to keep alive."""
             bits = tensor.dtype.bits * tensor.dtype.lanes
             size = (math.prod(int(n) for n in tensor.shape) * bits + 7) // 8
-            return (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else bytearray()
+            return (ctypes.c_char * size).from_address(address(tensor)) if size else bytearray()
 
         def host(tensor: Any) -> Any:
             shape = tuple(int(n) for n in tensor.shape)
