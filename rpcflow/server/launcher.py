@@ -86,7 +86,6 @@ class Launcher:
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._spare: tuple[int, socket.socket] | None = None
         self._wants_spare = False
-        self._left: list[str] = []
 
     def run(self) -> None:
         """Serve until the supervisor is gone."""
@@ -102,9 +101,9 @@ class Launcher:
             if self._supervisor is not None:
                 poller.register(self._supervisor, select.POLLIN)
             while True:
-                events = poller.poll(0 if self._has_chores() else None)
+                events = poller.poll(0 if self._wants_spare else None)
                 if not events:
-                    self._do_chore()
+                    self._renew_spare()
                 for fd, _ in events:
                     if fd == self._wakeup:
                         os.read(self._wakeup, 4096)
@@ -154,19 +153,13 @@ class Launcher:
                 os.close(fd)
         self._wants_spare = not self._config.no_fork and self._spare is None
 
-    def _has_chores(self) -> bool:
-        return self._wants_spare or bool(self._left)
-
-    def _do_chore(self) -> None:
-        """What can wait until nobody waits for us."""
-        if self._wants_spare:
-            self._wants_spare = False
-            try:
-                self._fork_spare()
-            except OSError:
-                pass  # the next session tries again, and says so if it still cannot be
-        elif self._left:
-            remove_tree(self._left.pop())
+    def _renew_spare(self) -> None:
+        """When nobody waits for us: a fork takes as long as a short session, whose end has to be seen to first."""
+        self._wants_spare = False
+        try:
+            self._fork_spare()
+        except OSError:
+            pass  # the next session tries again, and says so if it still cannot be
 
     def _hand_over(self, number: int, fds: list[int]) -> None:
         """Give a session to the worker that waits for one; to a new one if that has died."""
@@ -271,7 +264,7 @@ class Launcher:
             if session is not None:
                 del self._by_pid[pid]
                 self._kill_strays()
-                self._left.append(session.folder)
+                remove_tree(session.folder)
                 if session.number == _SPARE:
                     if self._spare is not None and self._spare[0] == pid:
                         self._spare[1].close()
