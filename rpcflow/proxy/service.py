@@ -5,6 +5,7 @@ import logging
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ import anyio.lowlevel
 from rpcflow.errors import ProtocolError
 from rpcflow.protocol.handshake import Answer, encode_answer
 from rpcflow.transports import Url, tcp
-from rpcflow.transports.accepting import HANDSHAKE_SECONDS
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS, accept, end_tasks
 from rpcflow.transports.bridge import carry
 from rpcflow.transports.descriptors import connection_limit
 from rpcflow.transports.sockets import tune
@@ -140,13 +141,13 @@ class Proxy:
                 self._relay.start()
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
-            stack.push_async_callback(self._end_tasks)
+            stack.push_async_callback(end_tasks, self._tasks)
             if self._relay is not None:
                 self._tasks.start_soon(self._relay.run)
             for listener in listeners:
-                self._tasks.start_soon(self._accept, listener, False)
+                self._tasks.start_soon(accept, listener, partial(self._welcome, web=False), _log)
             for listener in web_listeners:
-                self._tasks.start_soon(self._accept, listener, True)
+                self._tasks.start_soon(accept, listener, partial(self._welcome, web=True), _log)
             if self._tracker is not None:
                 await self._register(self._tracker)
             self._stack = stack.pop_all()
@@ -159,13 +160,6 @@ class Proxy:
         assert self._stack is not None
         await self._stack.aclose()
 
-    async def _end_tasks(self) -> None:
-        # The tasks handle their own errors; what leaves is the body's, as it came, also when cancelled from outside
-        # meanwhile.
-        self._tasks.cancel_scope.shield = True
-        self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(None, None, None)
-
     async def _register(self, tracker: Url) -> None:
         assert isinstance(self._pairing, TrackedPairing)
         self._registration = ProxyRegistration(tracker, self.port, self._pairing)
@@ -174,23 +168,8 @@ class Proxy:
 
     # ---- connections
 
-    async def _accept(self, listener: socket.socket, web: bool) -> None:
-        while True:
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                await anyio.wait_readable(listener)
-                continue
-            except ConnectionError:
-                continue  # gone before it was accepted
-            except OSError as error:
-                _log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
-                await anyio.sleep(0.1)
-                continue
-            self._welcome(sock, f"{address[0]}:{address[1]}", web)
-            await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
-
-    def _welcome(self, sock: socket.socket, name: str, web: bool) -> None:
+    def _welcome(self, sock: socket.socket, address: Any, web: bool) -> None:
+        name = f"{address[0]}:{address[1]}"
         # Strangers get a part of all there is, so that they cannot take the place of those who have said their key.
         if self._connections >= self._max_connections or self._strangers * 4 >= self._max_connections:
             sock.close()

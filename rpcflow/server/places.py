@@ -20,7 +20,7 @@ def listening_path(host: str, port: int, port_end: int, insecure: bool) -> str |
         if not path:
             raise ValueError(f"{host!r} names no path to listen on")
         return os.path.abspath(path)  # of the folder that is current now
-    _check_ports(port, port_end)
+    tcp_transport.check_ports(port, port_end)
     if not insecure and not tcp_transport.is_loopback(host):
         raise ValueError(
             f"{host!r} can be reached from other machines and the line is not encrypted: "
@@ -60,11 +60,3 @@ def registering_url(tracker_addr: Any, custom_addr: str | None, unix: str | None
     if unix is not None:
         raise ValueError("a tracker sends clients to a host and a port, so a server at a Unix socket cannot register")
     return url
-
-
-def _check_ports(port: int, port_end: int) -> None:
-    for name, value, most in (("port", port, 65535), ("port_end", port_end, 65536)):
-        if not isinstance(value, int) or not 0 <= value <= most:
-            raise ValueError(f"{name}={value!r} must be a whole number from 0 to {most}")
-    if port and not port < port_end:
-        raise ValueError(f"there is no port from port={port} to below port_end={port_end}")

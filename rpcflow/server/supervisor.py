@@ -12,14 +12,13 @@ from types import TracebackType
 from typing import Any, Final
 
 import anyio
-import anyio.lowlevel
 
 from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.handshake import check_key
 from rpcflow.transports import Url
 from rpcflow.transports import tcp as tcp_transport
 from rpcflow.transports import unix as unix_transport
-from rpcflow.transports.accepting import HANDSHAKE_SECONDS
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS, accept, end_tasks
 from rpcflow.transports.sockets import tune
 
 from .at_proxy import ProxyDialer
@@ -171,12 +170,12 @@ class Server:
             stack.push_async_callback(self._close_launcher)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
-            stack.push_async_callback(self._end_tasks)
+            stack.push_async_callback(end_tasks, self._tasks)
             self._launcher_lock = anyio.Lock()
             for task in (self._launcher.run, self._watcher.run):
                 self._tasks.start_soon(task)
             for listener in self._listeners:
-                self._tasks.start_soon(self._accept, listener)
+                self._tasks.start_soon(accept, listener, self._welcome, _log)
             await self._be_found()
             self._stack = stack.pop_all()
         _log.log(self._log_level, "serving at %s", self.url)
@@ -187,13 +186,6 @@ class Server:
     ) -> None:
         assert self._stack is not None
         await self._stack.aclose()
-
-    async def _end_tasks(self) -> None:
-        # The tasks handle their own errors; what leaves is the body's, as it came, also when cancelled from outside
-        # meanwhile.
-        self._tasks.cancel_scope.shield = True
-        self._tasks.cancel_scope.cancel()
-        await self._tasks.__aexit__(None, None, None)
 
     async def _be_found(self) -> None:
         """Register with the tracker or go to the proxy, if there is one, and wait until that is done.
@@ -235,22 +227,6 @@ class Server:
         for sock in sockets:
             stack.callback(sock.close)
         return sockets
-
-    async def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                await anyio.wait_readable(listener)
-                continue
-            except ConnectionError:
-                continue  # gone before it was accepted
-            except OSError as error:
-                _log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
-                await anyio.sleep(0.1)
-                continue
-            self._welcome(sock, address)
-            await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
 
     def _welcome(self, sock: socket.socket, address: Any) -> None:
         if self._connections >= self._max_connections:

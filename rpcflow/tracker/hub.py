@@ -14,6 +14,7 @@ from typing import Any, Final
 import anyio
 import anyio.lowlevel
 
+from rpcflow.transports.accepting import accept
 from rpcflow.transports.sockets import tune
 
 from .desk import Desk
@@ -75,20 +76,7 @@ class Hub:
 
     async def accept(self, listener: socket.socket) -> None:
         """Take in whoever knocks, until cancelled."""
-        while True:
-            try:
-                sock, address = listener.accept()
-            except BlockingIOError:
-                await anyio.wait_readable(listener)
-                continue
-            except ConnectionError:
-                continue  # gone before it was accepted
-            except OSError as error:
-                _log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
-                await anyio.sleep(0.1)
-                continue
-            self._welcome(sock, address)
-            await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
+        await accept(listener, self._welcome, _log)
 
     async def watch_clock(self) -> None:
         """Close whoever takes too long, until cancelled."""

@@ -12,7 +12,7 @@ from typing import Final
 import anyio
 
 from rpcflow.transports import Url, tcp
-from rpcflow.transports.accepting import HANDSHAKE_SECONDS
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
 from rpcflow.transports.descriptors import connection_limit
 
 from .desk import Desk
@@ -124,10 +124,7 @@ class Tracker:
     ) -> None:
         assert self._stack is not None
         try:
-            # As in the server: what leaves is the body's error, as it came, also when cancelled from outside meanwhile.
-            self._tasks.cancel_scope.shield = True
-            self._tasks.cancel_scope.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            await end_tasks(self._tasks)
         finally:
             await self._stack.aclose()
 

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The listening side of a line whose other end may be anyone: its key, and the last words to it."""
+"""The listening side of lines whose other end may be anyone: coming in, the key, and the last words."""
 
+import logging
 import socket
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
 import anyio
+import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from rpcflow.protocol.handshake import Hello, HelloReader
 
@@ -12,6 +16,38 @@ HANDSHAKE_SECONDS: Final = 5.0
 """How long a stranger may take to say its key."""
 LINGER_SECONDS: Final = 1.0
 """How long we wait, with all said, for the other end to have read it and gone."""
+
+
+async def accept(
+    listener: socket.socket, welcome: Callable[[socket.socket, Any], None], log: logging.Logger
+) -> NoReturn:
+    """Let in whoever knocks, until cancelled.
+
+    Args:
+        welcome: takes the socket, which is its own from then on, and the peer's address; it must not raise.
+    """
+    while True:
+        try:
+            sock, address = listener.accept()
+        except BlockingIOError:
+            await anyio.wait_readable(listener)
+            continue
+        except ConnectionError:
+            continue  # gone before it was accepted
+        except OSError as error:
+            log.error("cannot accept: %s", error)  # out of descriptors: wait for some to be given back
+            await anyio.sleep(0.1)
+            continue
+        welcome(sock, address)
+        await anyio.lowlevel.checkpoint()  # however many knock at once, those who are in have their turns
+
+
+async def end_tasks(tasks: TaskGroup) -> None:
+    """End what runs in a service's task group, from the task that entered it. Its tasks handle their own errors; what
+    leaves the service's block is its body's, as it came, also when cancelled from outside meanwhile."""
+    tasks.cancel_scope.shield = True
+    tasks.cancel_scope.cancel()
+    await tasks.__aexit__(None, None, None)
 
 
 async def read_hello(sock: socket.socket) -> Hello | None:
