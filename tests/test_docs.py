@@ -16,14 +16,13 @@ from typing import NamedTuple
 
 import pytest
 
+from .walkthrough import FENCE, MARK, Walk, steps
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTED_PORT = "9091"
 RPCFLOW = [sys.executable, "-c", "from rpcflow.cli import main; main()"]
 TIME_LIMIT = 100  # seconds: a compilation, a few sessions, and patience
-
-FENCE = re.compile(r"^(?P<marks>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=marks)[ ]*$", re.DOTALL | re.MULTILINE)
-MARK = re.compile(r"<!-- runnable(?:: (?P<how>[a-z]+))? -->\n\Z")
 
 
 class Example(NamedTuple):
@@ -33,7 +32,11 @@ class Example(NamedTuple):
 
 
 def examples(page: Path) -> Iterator[Example]:
-    """The programs of a page; a continued one is joined to what it continues."""
+    """The programs of a page; a continued one is joined to what it continues.
+
+    On a page that has commands too, the programs are steps of a walk through it, and only their marks are looked at.
+    """
+    walk = bool(steps(page, ROOT))
     text = page.read_text(encoding="utf-8")
     current: Example | None = None
     for fence in FENCE.finditer(text):
@@ -44,6 +47,9 @@ def examples(page: Path) -> Iterator[Example]:
         assert mark, f"{where}: a python example without a comment <!-- runnable --> above it"
         how = mark["how"]
         assert how in (None, "server", "continued"), f"{where}: unknown mark '{how}'"
+        if walk:
+            assert how is None, f"{where}: on a page with commands programs are marked 'runnable'"
+            continue
         if how == "continued":
             assert current is not None, f"{where}: nothing to continue"
             current = current._replace(code=current.code + "\n" + fence["code"])
@@ -142,6 +148,15 @@ def test_example_runs(example: Example, tmp_path: Path) -> None:
             run(example.code.replace(DOCUMENTED_PORT, port), tmp_path)
     else:
         run(example.code, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if steps(page, ROOT)], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_walk(page: Path, tmp_path: Path) -> None:
+    with Walk(tmp_path, run, environment()) as walk:
+        for step in steps(page, ROOT):
+            walk.do(step)
 
 
 def test_state_diagrams_are_fresh() -> None:

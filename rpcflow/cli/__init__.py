@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-_COMMANDS: Final = ("server", "tracker", "proxy", "query", "demo")
+_COMMANDS: Final = ("server", "tracker", "proxy", "query", "doctor", "demo")
 
 
 class Commands(click.Group):

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages with commands, run from top to bottom as their readers would.
+
+Hosts of a page's lab are this machine here, and its ports are free ones: both are replaced in commands, programs and
+the output shown. The marks are described in CONTRIBUTING.md, "Documentation".
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Self
+
+FENCE = re.compile(r"^(?P<marks>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=marks)[ ]*$", re.DOTALL | re.MULTILINE)
+MARK = re.compile(r"<!-- runnable(?:: (?P<how>[a-z]+))? -->\n\Z")
+HOWS = ("service", "instead", "command")
+HOSTS = re.compile(r"\b(?:[a-z0-9-]+\.example|0\.0\.0\.0)\b")
+PORTS = re.compile(r"(?<![\d.])(?:90\d\d|91\d\d|8080)\b")
+DEFAULT_PORTS = {"tracker": "9190", "server": "9091", "proxy": "9091"}
+BOUND = re.compile(r"bind to \S+:(\d+)")
+PATIENCE = 60.0
+RPCFLOW = [sys.executable, "-m", "rpcflow"]
+
+
+class Step(NamedTuple):
+    where: str
+    how: str
+    code: str
+
+
+def steps(page: Path, root: Path) -> list[Step]:
+    """What is to be done on a page with commands; nothing where there are none."""
+    text = page.read_text(encoding="utf-8")
+    found = []
+    for fence in FENCE.finditer(text):
+        where = f"{page.relative_to(root)}:{text.count(chr(10), 0, fence.start()) + 1}"
+        mark = MARK.search(text, 0, fence.start())
+        language = fence["language"].strip()
+        if language == "console" and mark:
+            assert mark["how"] in HOWS, f"{where}: unknown mark '{mark['how']}'"
+            found.append(Step(where, str(mark["how"]), fence["code"]))
+        elif language == "python" and mark and mark["how"] is None:
+            found.append(Step(where, "program", fence["code"]))
+    return found if any(step.how in HOWS for step in found) else []
+
+
+class _Service(NamedTuple):
+    part: str
+    stock: bool
+    process: subprocess.Popen[str]
+
+
+class Walk:
+    """Does the steps. Services run until its block ends, or another is started in their place.
+
+    Args:
+        folder: where everything runs.
+        run: runs a program to its end.
+        environment: of all processes.
+    """
+
+    def __init__(self, folder: Path, run: Callable[[str, Path], None], environment: dict[str, str]) -> None:
+        self._folder = folder
+        self._run = run
+        self._environment = environment
+        self._ports: dict[str, str] = {}
+        self._services: list[_Service] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            while self._services:
+                self._end(self._services[-1], well=kind is None)
+        finally:
+            for service in self._services:
+                os.killpg(service.process.pid, signal.SIGKILL)
+                service.process.wait()
+
+    def do(self, step: Step) -> None:
+        """One step."""
+        if step.how == "program":
+            self._run(self._local(step.code), self._folder)
+            return
+        for command, output in _commands(self._local(step.code)):
+            if step.how == "command":
+                self._command(command, output, step.where)
+            else:
+                self._start(command, output, step)
+
+    def _local(self, text: str) -> str:
+        return PORTS.sub(lambda port: self._port(port[0]), HOSTS.sub("127.0.0.1", text))
+
+    def _port(self, documented: str) -> str:
+        if documented not in self._ports:
+            with socket.socket() as place:
+                place.bind(("127.0.0.1", 0))
+                self._ports[documented] = str(place.getsockname()[1])
+        return self._ports[documented]
+
+    def _words(self, command: str) -> list[str]:
+        words = shlex.split(command)
+        if words[0] == "python":
+            return [sys.executable, *words[1:]]
+        assert words[0] == "rpcflow", command
+        return [*RPCFLOW, *words[1:]]
+
+    def _command(self, command: str, output: str, where: str) -> None:
+        words, log = self._words(command), self._folder / "log"
+        done = subprocess.run(
+            words, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        log.write_text(done.stderr)
+        assert done.returncode == 0, f"{where}: status {done.returncode}\n{done.stdout}{done.stderr}"
+        for line in output.splitlines():
+            assert line.rstrip() in [said.rstrip() for said in done.stdout.splitlines()], f"{where}: {done.stdout}"
+
+    def _start(self, command: str, output: str, step: Step) -> None:
+        stock = command.startswith("python -m tvm.")
+        words = self._words(command)
+        part = words[2].removeprefix("tvm.exec.rpc_") if stock else words[3]
+        if step.how == "instead":
+            for service in [service for service in self._services if service.part == part]:
+                self._end(service, well=True)
+        if "--proxy" not in words:
+            if "--port" not in words:
+                words += ["--port", self._port(DEFAULT_PORTS[part])]
+            words += ["--port-end", str(int(words[words.index("--port") + 1]) + 1)]
+        log = self._folder / f"{part}-{len(self._services)}.log"
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                words,
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT if stock else errors,
+                text=True,
+                start_new_session=True,
+            )
+        self._services.append(_Service(part, stock, process))
+        assert process.stdout is not None
+        if stock:
+            said = next((line for line in process.stdout if BOUND.search(line)), "")
+            bound = BOUND.search(said)
+            assert bound, f"{step.where}: {command} did not say where it is"
+            assert bound[1] == words[words.index("--port") + 1], f"{step.where}: {said}"
+            return
+        said = process.stdout.readline()
+        assert re.fullmatch(r"READY \S+:\d+\S*\n", said), f"{step.where}: it said {said!r}\n{log.read_text()}"
+        assert output in ("", said), f"{step.where}: it said {said!r}"
+
+    def _end(self, service: _Service, well: bool) -> None:
+        self._services.remove(service)
+        process = service.process
+        with process:
+            try:
+                if not service.stock:
+                    process.send_signal(signal.SIGINT)
+                    status = process.wait(PATIENCE)
+                    assert status == 0 or not well, f"the {service.part} ended with status {status}"
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+def _commands(code: str) -> Iterator[tuple[str, str]]:
+    """Commands, continued lines joined, and what is shown below each."""
+    parts = re.split(r"^\$ ", code.replace("\\\n", ""), flags=re.MULTILINE)
+    assert not parts[0], "a command begins with $"
+    for part in parts[1:]:
+        command, _, output = part.partition("\n")
+        yield re.sub(r"\s+#.*", "", command), output
