@@ -30,7 +30,7 @@ BIN := $(VENV)/bin
 # Compilers and ninja are looked up on PATH by the code under test.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test lint format types docs diagrams fuzz bench test-long test-interop test-soak lock clean \
+.PHONY: help demo test lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
 	env-demo env-test env-lint env-docs env-fuzz env-bench
 
 help: ## this list
@@ -67,10 +67,11 @@ fuzz: env-fuzz ## fuzz codecs and state machines (MINUTES=n)
 bench: env-bench ## measure side by side with other RPC systems
 	@$(RUN) $(BIN)/python -m benchmarks
 
-test-long: ## older TVM releases, and the soak
+test-long: ## older TVM releases, the soak, and the fleet's storm
 	@$(MAKE) --no-print-directory test-interop TVM=0.25.0 TVM_FFI=0.1.12
 	@$(MAKE) --no-print-directory test-interop TVM='0.26.*' TVM_FFI=
 	@$(MAKE) --no-print-directory test-soak
+	@$(MAKE) --no-print-directory test-fleet
 
 test-interop: ## tests/interop against one TVM release (TVM=0.26.0 TVM_FFI=0.1.13.post3)
 	@scripts/system-packages venv c++ ninja
@@ -83,6 +84,9 @@ test-interop: ## tests/interop against one TVM release (TVM=0.26.0 TVM_FFI=0.1.1
 
 test-soak: env-test ## 500 sessions one after another
 	@$(RUN) $(BIN)/python -m pytest -m soak --timeout 1800 $(ARGS)
+
+test-fleet: env-test ## 50 servers killed and started at random for two minutes (RPCFLOW_TEST_SEED=n)
+	@$(RUN) $(BIN)/python -m pytest -m fleet --timeout 900 -s $(ARGS)
 
 lock: ## write requirements-dev.lock anew
 	@scripts/lock

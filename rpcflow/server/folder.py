@@ -105,7 +105,15 @@ class SessionFolder:
                 os.close(fd)
 
     def remove(self, name: str) -> None:
-        """Remove a file; of a symbolic link, the link."""
+        """Remove a file; of a symbolic link, the link. Where there is none, nothing is done: clients of stock tidy up
+        under names that may not be there, the empty one among them, and take an error for a failed run.
+
+        Raises:
+            PermissionDeniedError: it lies outside.
+            FileNotFoundError: it is a folder.
+        """
+        if not name:
+            return
         try:
             parent = self.resolve(os.path.dirname(name) or ".")
         except PermissionDeniedError:
@@ -113,6 +121,8 @@ class SessionFolder:
             raise
         path = os.path.join(parent, os.path.basename(name))
         if not os.path.basename(name) or not (os.path.islink(path) or os.path.isfile(path)):
+            if not os.path.lexists(self.resolve(name)):
+                return
             path = self.existing(name)
         os.unlink(path)
 

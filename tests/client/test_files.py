@@ -134,9 +134,16 @@ async def test_removing(session: Any) -> None:
     await session.upload(b"x", "f")
     await session.remove("f")
     assert "f" not in (await session.listdir(".")).split(",")
-    for use in (session.remove, session.download):
-        with pytest.raises(rpcflow.RemoteError, match="f"):
-            await use("f")
+    with pytest.raises(rpcflow.RemoteError, match="f"):
+        await session.download("f")
+
+
+async def test_removing_what_is_not_there(session: Any) -> None:
+    """As with a stock server: MetaSchedule's runner does it after each measurement."""
+    await session.upload(b"x", "kept")
+    for name in ("nothing", "folder/nothing", "kept/nothing", "kept.so", ""):
+        assert await session.remove(name) is None
+    assert await session.listdir(".") == "kept"
 
 
 async def test_an_empty_folder(connect: Connect) -> None:
@@ -167,7 +174,8 @@ async def test_it_is_gone_afterwards(connect: Connect) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../f", "deep/../../f", "", "nul\0l"])
 async def test_no_way_out(session: Any, name: str) -> None:
-    uses = [lambda: session.download(name), lambda: session.remove(name), lambda: session.load_module(name)]
+    uses = [lambda: session.download(name), lambda: session.load_module(name)]
+    uses += [lambda: session.remove(name)] if name else []  # that is no file, so there is nothing to do
     uses += [lambda: session.upload(b"x", name), lambda: session.upload(bytes(100_000), name)]
     for use in uses:
         with pytest.raises(rpcflow.PermissionDeniedError):

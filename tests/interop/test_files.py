@@ -48,6 +48,14 @@ def test_remove(link: Link) -> None:
     assert bytes(link.session.download("gone.bin")) == b"y"
 
 
+def test_remove_what_is_not_there(link: Link) -> None:
+    """MetaSchedule's runner tidies up so, and takes an error for a failed measurement."""
+    link.session.upload(bytearray(b"x"), "kept.bin")
+    for name in ("missing.bin", "kept.bin.so", "kept.bin/below", ""):
+        link.session.remove(name)
+    assert bytes(link.session.download("kept.bin")) == b"x"
+
+
 def test_download_missing(link: Link) -> None:
     with pytest.raises(link.client.RPCError, match="never_was"):
         link.session.download("never_was.bin")

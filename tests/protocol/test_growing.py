@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Growing keeps what is there, and gives room to write."""
 
+import resource
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +42,17 @@ def test_more_than_there_can_be() -> None:
     with pytest.raises(MemoryError):
         grow(data, 1 << 62)
     assert data == b"abc"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
+def test_room_that_nobody_wrote_to_takes_no_memory() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    data = bytearray(b"x" * (1 << 20))
+    before = resident()
+    grow(data, 512 << 20)
+    assert resident() - before < 64 << 20
 
 
 @settings(max_examples=20, deadline=None)
