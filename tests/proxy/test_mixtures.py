@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mixture of stock and rpcflow for the proxy, the server behind it, the client, and the tracker."""
+"""Every mixture of stock and rpcflow for the proxy, the server behind it and the client. Those with a tracker are in
+tests/interop/test_fleet.py."""
 
 from __future__ import annotations
 
 import contextlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -114,48 +115,3 @@ def test_session(proxies: Proxies, proxy: str, server: str, client: str) -> None
                 assert numpy.array_equal(tensor.numpy(), array)
                 del tensor, echo, device
     talker.close()
-
-
-@pytest.mark.parametrize("client", ["stock", "rpcflow"])
-@pytest.mark.parametrize("server", ["stock", "rpcflow"])
-@pytest.mark.parametrize("proxy", ["stock", "rpcflow"])
-@pytest.mark.parametrize("tracker", ["stock", "rpcflow"])
-def test_by_way_of_a_tracker(proxies: Proxies, tracker: str, proxy: str, server: str, client: str) -> None:
-    if tracker == "stock":
-        from tvm.rpc.tracker import Tracker as StockTracker
-
-        port = first_port()
-        tracking: Any = StockTracker(HOST, port, port + 100, silent=True)
-    else:
-        tracking = sync.Tracker(HOST, 0, silent=True)
-    mine = Proxies()
-    try:
-        port, web = mine.get(proxy, (HOST, tracking.port))
-        with serving(server, port, web, KEY):
-            for turn in range(2):
-                assert ask(client, tracking.port)(turn) == turn
-    finally:
-        mine.close()
-        tracking.terminate()
-
-
-def ask(client: str, port: int) -> Callable[[int], Any]:
-    """A call by way of a session that a tracker gives, and that is closed afterwards."""
-
-    def call(value: int) -> Any:
-        if client == "stock":
-            import tvm.rpc
-
-            tracker: Any = tvm.rpc.connect_tracker(HOST, port)
-            session = tracker.request(KEY, session_timeout=PATIENCE)
-            try:
-                return session.get_function("testing.echo")(value)
-            finally:
-                with contextlib.suppress(Exception):
-                    session._sess.get_function("CloseRPCConnection")()
-                tracker.close()
-        with sync.connect_tracker(HOST, port) as ours:
-            with ours.request(KEY, session_timeout=PATIENCE, wait_timeout=PATIENCE) as session:
-                return session.get_function("testing.echo")(value)
-
-    return call
