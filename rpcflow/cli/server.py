@@ -74,7 +74,7 @@ def server(
             allow_path=allow_path,
             insecure=insecure,
         )
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         raise click.UsageError(str(error)) from error
     if insecure and not host.startswith("unix:"):
         logging.getLogger("rpcflow.server").warning(

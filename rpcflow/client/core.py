@@ -241,6 +241,8 @@ class RemoteObject(RemoteReference):
 
 def wrap(core: SessionCore, value: Any, kinds: "ObjectKinds", label: str = "") -> Any:
     """What a result becomes for the program."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if type(value) is RemoteHandle:
         if value.type_index == TypeIndex.FUNCTION:
             return kinds.function(core, value.number, label)

@@ -173,7 +173,7 @@ class TrackerSession:
         """Ask on a line of its own: it may take for ever, and closing it takes the request back."""
         link = await TrackerLink.connect(self._url)
         try:
-            return questions.read_grant(await link.call(wanted.message))
+            return questions.read_grant(await link.call(wanted.message, GIVE_BACK_SECONDS))
         except BaseException:
             await _give_back(late_grant(link.late_answer))  # it came as we turned to go
             raise

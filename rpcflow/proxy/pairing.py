@@ -154,10 +154,12 @@ class TrackedPairing(Generic[Peer]):
         return True
 
     def connected(self) -> None:
-        """The connection to the tracker is new: all keys are made and told anew."""
+        """The connection to the tracker is new: all keys are made and told anew, but for those that somebody is just
+        coming with."""
         self._told_name = ""
         for offer in list(self._pool.values()):
-            self._replace(offer)
+            if offer.taken_at is None:
+                self._replace(offer)
 
     def name(self) -> str | None:
         """The name to list the proxy under, if the tracker was not told of it yet."""
@@ -174,6 +176,10 @@ class TrackedPairing(Generic[Peer]):
     def was_put(self, match_key: str) -> None:
         """The tracker knows it now."""
         self._untold.pop(match_key, None)
+
+    def stale(self, match_keys: Collection[str]) -> bool:
+        """Whether the tracker still offers a server that has left."""
+        return not all(place in self._pool for place in match_keys)
 
     def pending(self, match_keys: Collection[str], now: float) -> None:
         """The tracker has said which match keys it has not handed out. What was handed out and not used for

@@ -90,7 +90,11 @@ class ProxyRegistration:
                 now = time.monotonic()
                 if now >= next_poll:
                     next_poll = now + POLL_SECONDS
-                    await self._look(link)
+                    if await self._look(link):
+                        # No message takes back what was offered; leaving does.
+                        link.close()
+                        link = await self._connect()
+                        self._pairing.connected()
                 await self._tell(link)
         finally:
             link.close()
@@ -104,10 +108,11 @@ class ProxyRegistration:
             await self._do(link, questions.put(key, self._port, match_key, None))
             self._pairing.was_put(match_key)
 
-    async def _look(self, link: TrackerLink) -> None:
-        if len(self._pairing):
-            pending = questions.read_pending(await _ask(link, questions.PENDING))
-            self._pairing.pending(pending, time.monotonic())
+    async def _look(self, link: TrackerLink) -> bool:
+        """See what the tracker has handed out; whether it offers what is not there any more."""
+        pending = questions.read_pending(await _ask(link, questions.PENDING))
+        self._pairing.pending(pending, time.monotonic())
+        return self._pairing.stale(pending)
 
     async def _wait(self, link: TrackerLink, until: float) -> None:
         """Until there may be something to do; a line that goes is noticed."""

@@ -14,7 +14,7 @@ import anyio.lowlevel
 
 from rpcflow.errors import ProtocolError
 from rpcflow.protocol.handshake import Answer, encode_answer
-from rpcflow.transports import Url, tcp
+from rpcflow.transports import Url, check_transport, tcp
 from rpcflow.transports.accepting import HANDSHAKE_SECONDS, accept, end_tasks
 from rpcflow.transports.bridge import carry
 from rpcflow.transports.descriptors import connection_limit
@@ -101,6 +101,8 @@ class Proxy:
         self._port_end = port_end
         self._peer_timeout = peer_timeout
         self._tracker = None if tracker_addr is None else tracker_url(tracker_addr)
+        if self._tracker is not None:
+            check_transport(self._tracker.scheme)
         self._pairing: Pairing[Peer] = (
             PlainPairing(timeout_client, timeout_server) if self._tracker is None else TrackedPairing()
         )

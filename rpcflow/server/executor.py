@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from rpcflow import registry
 from rpcflow.backends import BackendError, BackendTable
@@ -18,6 +19,8 @@ from .builtins import Builtin, Builtins
 from .folder import SessionFolder
 from .values import make_bridge
 
+_AS_IS: Final = frozenset({type(None), bool, int, float})
+"""Plain values, which are the same on the wire and for functions."""
 Forwarder = Callable[[str, list[Value]], None]
 """Begins a session elsewhere; the bytes behind it are the driver's business."""
 
@@ -67,7 +70,9 @@ class Executor:
                 result = function.call(*args)
             else:
                 convert = self._argument
-                result = self._result(function(*[convert(arg) for arg in args]))
+                result = function(*[arg if type(arg) in _AS_IS else convert(arg) for arg in args])
+                if type(result) not in _AS_IS:
+                    result = self._result(result)
             if type(result) is FilePayload:
                 self.opened.append(result.fd)
             self.machine.reply_call(result)

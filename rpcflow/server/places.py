@@ -4,7 +4,7 @@
 import os
 from typing import Any
 
-from rpcflow.transports import Url, find_transport
+from rpcflow.transports import Url, check_transport
 from rpcflow.transports import tcp as tcp_transport
 from rpcflow.transports.url import tracker_url
 
@@ -36,7 +36,7 @@ def proxy_url(host: str, port: int, insecure: bool) -> Url:
         ValueError: that is no address, or one that is not to be trusted with an open line.
     """
     url = Url.parse(host, port)
-    find_transport(url.scheme)
+    check_transport(url.scheme)
     if not insecure and url.scheme in ("tcp", "ws") and not tcp_transport.is_loopback(url.host):
         raise ValueError(
             f"the line to the proxy {url} is not encrypted, and whoever reaches that can run code here: "
@@ -56,7 +56,7 @@ def registering_url(tracker_addr: Any, custom_addr: str | None, unix: str | None
     if tracker_addr is None:
         return None
     url = tracker_url(tracker_addr)
-    find_transport(url.scheme)
+    check_transport(url.scheme)
     if unix is not None:
         raise ValueError("a tracker sends clients to a host and a port, so a server at a Unix socket cannot register")
     return url

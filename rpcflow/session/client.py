@@ -211,6 +211,7 @@ class ClientMachine:
             or self._outgoing
             or self._automaton.state is not State.OPEN
             or self.lost is not None
+            or not self.reader.between_packets  # it has said something that nobody asked, or the beginning of it
         ):
             return None
         parts = encode_call(handle, args)

@@ -127,5 +127,5 @@ def _error(kind: Kind, answer: dict[str, Any] | None) -> Exception:
     if answer is None:
         return RPCError(f"the {kind}'s process ended without a word")
     kinds: dict[str, type[Exception]] = {"OSError": OSError, "ValueError": ValueError, "TypeError": TypeError}
-    kinds["ConnectionLostError"] = ConnectionLostError
+    kinds |= {"ImportError": ImportError, "ConnectionLostError": ConnectionLostError}
     return kinds.get(answer["kind"], RPCError)(answer["error"])

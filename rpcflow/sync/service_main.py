@@ -65,10 +65,10 @@ async def _serve(kind: str, options: dict[str, Any], answer: int) -> None:
                 tasks.start_soon(until, _parent_gone)
                 if ended is not None:
                     tasks.start_soon(until, ended)
-    except (OSError, RuntimeError, ValueError, TypeError) as error:
+    except (*_KINDS, RuntimeError) as error:
         if said:
             raise
-        known_kinds = (ConnectionLostError, OSError, ValueError, TypeError)
+        known_kinds = (ConnectionLostError, *_KINDS)
         kinds = [known.__name__ for known in known_kinds if isinstance(error, known)]
         _say(answer, {"error": str(error), "kind": kinds[0] if kinds else type(error).__name__})
 

@@ -40,8 +40,9 @@ class Function(FunctionReference):
             RemoteError: the function raised.
             RPCError: the session ended.
         """
-        core = _connection(self)
-        return wrap(core, core.call(self._number, args, self.name), KINDS, self.name)
+        core: Any = self._core
+        value = core.call(self._number, args, self.name)
+        return value if type(value) is int else wrap(core, value, KINDS, self.name)
 
 
 class TimeEvaluator(FunctionReference):

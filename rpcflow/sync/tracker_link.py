@@ -9,6 +9,7 @@ from rpcflow.errors import ConnectionLostError, ProtocolError, RPCError
 from rpcflow.protocol.tracker import MAGIC_BYTES, encode_frame
 from rpcflow.tracker.questions import RECEIVE_NBYTES, new_reader
 from rpcflow.transports import BlockingChannel, Url, find_transport
+from rpcflow.transports.sockets import end_sending
 
 
 class BlockingTrackerLink:
@@ -38,8 +39,14 @@ class BlockingTrackerLink:
             self.close()
             raise
 
-    def call(self, message: list[Any], deadline: float | None = None) -> Any:
+    def call(self, message: list[Any], deadline: float | None = None, last_look: float = 0.001) -> Any:
         """Ask one thing, give its answer. After any error but ValueError the line is closed.
+
+        Args:
+            message: what is asked.
+            deadline: until when.
+            last_look: seconds that the tracker has, when the call is given up, to notice that; what it says until then
+                becomes ``late_answer``.
 
         Raises:
             TimeoutError: the deadline passed.
@@ -59,7 +66,7 @@ class BlockingTrackerLink:
             self.close()
             raise
         except BaseException:  # the deadline, KeyboardInterrupt
-            self._last_look()
+            self._last_look(last_look)
             self.close()
             raise
 
@@ -68,10 +75,12 @@ class BlockingTrackerLink:
         self.open = False
         self._channel.close()
 
-    def _last_look(self) -> None:
+    def _last_look(self, seconds: float) -> None:
         try:
+            end_sending(self._channel)
+            deadline = time.monotonic() + seconds
             while not self._answers:
-                self._receive(time.monotonic() + 0.001)
+                self._receive(deadline)
         except (RPCError, TimeoutError):
             pass  # the line is closed in any case
         if self._answers:

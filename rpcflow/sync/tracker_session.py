@@ -110,6 +110,7 @@ class TrackerSession:
         try:
             with self._lock:
                 self._check_open()
+                self._leave_to_parent(deadline)
                 if self._link.open:
                     try:
                         return self._link.call(message, deadline)
@@ -119,6 +120,14 @@ class TrackerSession:
                 return self._link.call(message, deadline)
         except TimeoutError:
             raise ConnectionLostError(f"the tracker has not answered within {ANSWER_SECONDS:g} s") from None
+
+    def _leave_to_parent(self, deadline: float) -> None:
+        """In a forked child, lines that were there before the fork are the parent's: two who ask on one would get each
+        other's answers."""
+        if self._process != os.getpid():
+            self._links = weakref.WeakSet()
+            self._link = self._connect(deadline)
+            self._process = os.getpid()
 
     def _connect(self, deadline: float | None) -> BlockingTrackerLink:
         """A new line to the tracker. It takes 30 s at most, or until the deadline, whose TimeoutError passes."""
@@ -183,7 +192,8 @@ class TrackerSession:
                 raise not_in_time(wanted) from None
             if grant is None:
                 pause = backoff.seconds()
-                if deadline is not None and time.monotonic() + pause >= deadline:
+                if deadline is not None and (rest := deadline - time.monotonic()) <= pause:
+                    time.sleep(max(0.0, rest))
                     raise not_in_time(wanted)
                 time.sleep(pause)
         raise AssertionError("there is a last try")
@@ -192,7 +202,7 @@ class TrackerSession:
         """Ask on a line of its own: it may take for ever, and closing it takes the request back."""
         link = self._connect(deadline)
         try:
-            return questions.read_grant(link.call(wanted.message, deadline))
+            return questions.read_grant(link.call(wanted.message, deadline, GIVE_BACK_SECONDS))
         except BaseException:
             _give_back(late_grant(link.late_answer))  # it came as we turned to go
             raise

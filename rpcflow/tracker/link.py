@@ -12,6 +12,7 @@ import anyio
 from rpcflow.errors import ConnectionLostError, ProtocolError, RPCError
 from rpcflow.protocol.tracker import MAGIC_BYTES, encode_frame
 from rpcflow.transports import AsyncChannel, Url, find_transport
+from rpcflow.transports.sockets import end_sending
 
 from .questions import CONNECT_SECONDS, RECEIVE_NBYTES, new_reader
 
@@ -65,11 +66,16 @@ class TrackerLink:
             channel.close()
         raise ConnectionLostError(f"{url} has not answered within {CONNECT_SECONDS:g} s")
 
-    async def call(self, message: list[Any]) -> Any:
+    async def call(self, message: list[Any], last_look: float = 0.0) -> Any:
         """Ask one thing, give its answer; tasks that ask at the same time are served in order.
 
         Cancelled while it waits for its turn, it leaves the line as it is; cancelled later, it closes the line,
         because the answer, which may never come, would be taken for the next one's.
+
+        Args:
+            message: what is asked.
+            last_look: seconds that the tracker has, when the call is cancelled, to notice that; what it says until then
+                becomes ``late_answer``.
 
         Raises:
             ConnectionLostError: the line goes, has gone, or is closed.
@@ -92,7 +98,7 @@ class TrackerLink:
                 self.close()
                 raise
             except BaseException:
-                await self._last_look()
+                await self._last_look(last_look)
                 self.close()
                 raise
 
@@ -124,10 +130,12 @@ class TrackerLink:
         self._open = False
         self._channel.close()
 
-    async def _last_look(self) -> None:
-        """Take what is there already: an answer may have come just as nobody wanted it any more."""
+    async def _last_look(self, seconds: float) -> None:
+        """Take what comes until the tracker has noticed that we go: an answer may be on its way just as nobody wants it
+        any more."""
         try:
-            with anyio.move_on_after(0, shield=True):
+            end_sending(self._channel)
+            with anyio.move_on_after(seconds, shield=True):
                 while not self._answers:
                     await self._receive()
         except RPCError:

@@ -53,11 +53,23 @@ class AsyncSocketChannel:
             self._alone = lambda: statistics().tasks_runnable == 0
         else:
             poll = False
+        self._polls = poll is not False
         self._polling = AdaptivePolling(poll)
+        self._asked = False
 
     async def send(self, parts: Sequence[Part]) -> None:
-        outgoing = Outgoing(parts)
         try:
+            if len(parts) == 1 and type(parts[0]) is bytes:
+                data = parts[0]
+                try:
+                    sent = self.socket.send(data, NOSIGNAL)
+                except BlockingIOError:
+                    sent = 0
+                if sent == len(data):
+                    self._asked = True
+                    return
+                parts = [data[sent:]]
+            outgoing = Outgoing(parts)
             while outgoing:
                 try:
                     outgoing.send(self.socket, NOSIGNAL)
@@ -69,11 +81,14 @@ class AsyncSocketChannel:
     async def receive_into(self, buffer: memoryview) -> int:
         receive = self.socket.recv_into
         try:
-            try:
-                return receive(buffer)
-            except BlockingIOError:
-                pass
-            if self._polling.worthwhile() and self._alone():
+            if self._asked and not self._polls:
+                self._asked = False  # what has just been asked for is not there yet
+            else:
+                try:
+                    return receive(buffer)
+                except BlockingIOError:
+                    pass
+            if self._polls and self._polling.worthwhile() and self._alone():
                 ends = _perf_counter() + BUDGET
                 while _perf_counter() < ends:
                     try:
@@ -97,7 +112,7 @@ class AsyncSocketChannel:
 
     def close(self) -> None:
         if self._open:
-            self._open = False
+            self._open = self._asked = False
             anyio.notify_closing(self.socket)
             self.socket.close()
 

@@ -16,6 +16,7 @@ from rpcflow.errors import ConnectionLostError
 from .accepting import LINGER_SECONDS
 from .async_sockets import AsyncSocketChannel
 from .base import AsyncChannel
+from .sockets import end_sending
 
 _BUFFER_NBYTES: Final = 1 << 18
 """Taken from one side before it goes to the other: each direction holds no more than this."""
@@ -41,7 +42,7 @@ async def carry(near: AsyncChannel, far: AsyncChannel) -> None:
 
             async def one_way(source: AsyncChannel, target: AsyncChannel) -> None:
                 await _copy(source, target)
-                _end_sending(target)
+                end_sending(target)
                 tasks.cancel_scope.deadline = anyio.current_time() + LINGER_SECONDS
 
             tasks.start_soon(one_way, near, far)
@@ -59,15 +60,3 @@ async def _copy(source: AsyncChannel, target: AsyncChannel) -> None:
             await anyio.lowlevel.checkpoint()  # two quick ends must not keep all others waiting
     except ConnectionLostError:
         pass  # the end of either is the end of both
-
-
-def _end_sending(channel: AsyncChannel) -> None:
-    if isinstance(channel, AsyncSocketChannel):
-        try:
-            channel.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # gone already
-    else:
-        end = getattr(channel, "end_sending", None)
-        if end is not None:
-            end()

@@ -29,3 +29,15 @@ def find_transport(scheme: str) -> Transport:
         return cast(Transport, found[scheme].load())
     known = ", ".join(sorted({*_OWN, *found}))
     raise ValueError(f"{scheme!r} is not a known scheme; known are: {known}")
+
+
+def check_transport(scheme: str) -> None:
+    """Whether there is a transport for a scheme, with all it needs: for services, which use it in a task later.
+
+    Raises:
+        ValueError: there is none.
+        ImportError: the packages of an extra are missing.
+    """
+    check = getattr(find_transport(scheme), "check", None)
+    if check is not None:
+        check()

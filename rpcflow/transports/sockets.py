@@ -85,6 +85,7 @@ class BlockingSocketChannel:
 
     def __init__(self, sock: socket.socket, poll: bool | None = None) -> None:
         self.socket = sock
+        self._polls = poll is not False and bool(DONTWAIT)
         self._polling = AdaptivePolling(poll if DONTWAIT else False)
         self._open = True
 
@@ -113,7 +114,7 @@ class BlockingSocketChannel:
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         receive = self.socket.recv_into
         try:
-            if self._polling.worthwhile():
+            if self._polls and self._polling.worthwhile():
                 ends = 0.0
                 while True:
                     try:
@@ -158,6 +159,19 @@ class BlockingSocketChannel:
 
     def _wait(self, event: int, deadline: float) -> None:
         wait_for(self.socket, event, deadline)
+
+
+def end_sending(channel: Any) -> None:
+    """Say that no more will come, and go on receiving; never blocks, raises nothing. Where a channel has no word for
+    that, the other end learns of it by the close."""
+    end = getattr(channel, "end_sending", None)
+    if end is not None:
+        end()
+    elif isinstance(sock := getattr(channel, "socket", None), socket.socket):
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # gone already
 
 
 def wait_for(sock: socket.socket, event: int, deadline: float) -> None:

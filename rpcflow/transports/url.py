@@ -8,6 +8,7 @@ import attrs
 
 DEFAULT_PORT: Final = 9091
 TRACKER_PORT: Final = 9190
+_NEED_HOST: Final = frozenset({"tcp", "tls", "ws", "wss"})
 
 
 @attrs.frozen
@@ -57,6 +58,8 @@ class Url:
         if not parts.netloc:
             if not parts.path:
                 raise ValueError(f"{url!r} has neither a host nor a path")
+            if parts.scheme in _NEED_HOST:
+                raise ValueError(f"{url!r} has no host")
             return cls(parts.scheme, path=parts.path, query=query)
         default = {"ws": 80, "wss": 443}.get(parts.scheme, default_port)
         return cls(

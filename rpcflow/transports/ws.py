@@ -27,6 +27,9 @@ _tcp: Final = TcpTransport()
 class WsTransport:
     """Connects by websocket."""
 
+    def check(self) -> None:
+        """Raises ImportError where the packages are missing."""
+
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncWebSocketChannel":
         from .async_ws import AsyncWebSocketChannel  # not needed by blocking programs and workers
         from .websocket import WebSocketStream

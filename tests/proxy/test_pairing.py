@@ -292,3 +292,28 @@ class Tracked(RuleBasedStateMachine):
 
 
 TestTracked = Tracked.TestCase
+
+
+def test_a_key_that_somebody_comes_with_outlives_the_tracker() -> None:
+    pairing = tracked()
+    pairing.arrive("s", Side.SERVER, "k", 0)
+    ((_, old),) = pairing.puts()
+    pairing.was_put(old)
+    pairing.pending([], 1)
+    pairing.connected()
+    assert pairing.puts() == []
+    assert pairing.partner(Side.CLIENT, old) == "s"
+    pairing.pending([], 1 + UNUSED_SECONDS)
+    ((_, new),) = pairing.puts()
+    assert new != old
+
+
+def test_what_the_tracker_offers_of_servers_that_have_left() -> None:
+    pairing = tracked()
+    pairing.arrive("s", Side.SERVER, "k", 0)
+    ((_, key),) = pairing.puts()
+    pairing.was_put(key)
+    assert not pairing.stale([key])
+    assert not pairing.stale([])
+    pairing.leave("s")
+    assert pairing.stale([key])

@@ -219,3 +219,29 @@ def test_all_of_it(backend: str, count: int) -> None:
                         assert await (await session.get_function("testing.echo"))(7) == 7
 
     anyio.run(main, backend=backend)
+
+
+def test_servers_that_have_left_are_not_offered_for_long(backend: str, nothing_left: None) -> None:
+    """There is no message that takes an offer back: more of them than a request has tries would keep it from the one
+    that is there."""
+
+    async def main() -> None:
+        async with (
+            rpcflow.Tracker(port=0) as tracker,
+            rpcflow.Proxy(port=0, tracker_addr=(HOST, tracker.port)) as proxy,
+        ):
+            for _ in range(8):
+                with socket.create_connection((HOST, proxy.port)) as gone:
+                    gone.sendall(encode_hello("server:k"))
+                    await anyio.sleep(0.05)
+            async with rpcflow.connect_tracker(HOST, tracker.port) as line:
+                with anyio.fail_after(PATIENCE):
+                    while (await line.summary())["queue_info"].get("k", {"free": 0})["free"]:
+                        await anyio.sleep(0.05)
+                async with (
+                    rpcflow.Server(HOST, proxy.port, is_proxy=True, key="k"),
+                    line.request("k", wait_timeout=PATIENCE, max_retry=1),
+                ):
+                    pass
+
+    anyio.run(main, backend=backend)

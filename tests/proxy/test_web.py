@@ -395,6 +395,11 @@ def test_no_packages_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wsproto", None)
     with pytest.raises(ImportError, match=r"pip install 'rpcflow\[web\]'"):
         rpcflow.Proxy(web_port=8080)
+    for options in ({"host": "ws://localhost:1/ws", "is_proxy": True}, {"tracker_addr": "ws://localhost:1/ws"}):
+        with pytest.raises(ImportError, match=r"pip install 'rpcflow\[web\]'"):
+            rpcflow.Server(**options)
+    with pytest.raises(ImportError, match=r"pip install 'rpcflow\[web\]'"):
+        rpcflow.Proxy(tracker_addr="ws://localhost:1/ws")
     with pytest.raises(ImportError, match=r"pip install 'rpcflow\[web\]'"):
         sync.connect("ws://localhost:1/ws")
 

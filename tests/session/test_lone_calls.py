@@ -158,3 +158,17 @@ def test_a_call_is_the_same_action(args: list[Value], known: bool) -> None:
         assert repr(whole) == found
     assert machines[0].state is machines[1].state
     assert machines[0].take_outgoing() == machines[1].take_outgoing()
+
+
+def test_not_behind_the_beginning_of_something_unasked() -> None:
+    """An answer with bytes behind it that are no packet yet: the next call goes the long way."""
+    machine = Scripted().machine
+    request = machine.call(7, [1], "f")
+    machine.take_outgoing()
+    data = joined(encode(Return([1, 42]))) + b"\1\2\3"
+    room = machine.reader.get_buffer()
+    room[: len(data)] = data
+    machine.reader.received(len(data))
+    machine.process()
+    assert request.result() == 42
+    assert machine.lone_call(7, [1]) is None

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from rpcflow.errors import ConnectionLostError, ProtocolError
-from rpcflow.sync import tracker_link, tracker_session
+from rpcflow.errors import ConnectionLostError, ProtocolError, WaitTimeoutError
+from rpcflow.sync import Tracker, tracker_link, tracker_session
 from rpcflow.sync.tracker_link import BlockingTrackerLink
 from rpcflow.tracker import questions
 from rpcflow.transports import Url
@@ -107,3 +110,61 @@ def test_it_is_given_back(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
             session.request("k")
     assert given == [questions.read_grant(GRANT), None]
     session.close()
+
+
+def test_an_answer_on_its_way_when_the_call_is_given_up() -> None:
+    """The tracker has time to notice that nobody waits any more: what it has handed out by then comes to us."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(4)
+                sock.sendall(MAGIC)
+                sock.recv(4096)
+                while sock.recv(4096):
+                    pass  # until the other end says that it goes
+                sock.sendall(frame(GRANT))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        link = BlockingTrackerLink(Url("tcp", "127.0.0.1", listener.getsockname()[1]))
+        with pytest.raises(TimeoutError):
+            link.call([4, "k", "", 1], time.monotonic() + 0.05, 5.0)
+        thread.join()
+    assert link.late_answer == GRANT
+    assert not link.open
+
+
+def test_a_forked_child_asks_on_a_line_of_its_own(tracker: tuple[str, int]) -> None:
+    session = tracker_session.TrackerSession(tracker)
+    line = session._link
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            assert "queue_info" in session.summary()
+            status = session._link is line
+        finally:
+            os._exit(int(status))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert "queue_info" in session.summary()
+    assert session._link is line
+    session.close()
+
+
+def test_waiting_for_a_tracker_that_is_gone_takes_as_long_as_said(tracker: tuple[str, int]) -> None:
+    session = tracker_session.TrackerSession(tracker)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        session._url = Url("tcp", *free.getsockname())
+    began = time.monotonic()
+    with pytest.raises(WaitTimeoutError):
+        session.request("k", wait_timeout=0.5)
+    assert time.monotonic() - began >= 0.5
+    session.close()
+
+
+@pytest.fixture
+def tracker() -> Iterator[tuple[str, int]]:
+    with Tracker("127.0.0.1", 19380, 19399, silent=True) as running:
+        yield running.host, running.port

@@ -78,6 +78,8 @@ def test_default_port_of_a_tracker() -> None:
         ("unix:", None),
         ("unix://relative/path", None),
         ("://h", None),
+        ("tcp:///path", None),
+        ("ws:///ws", None),
     ],
 )
 def test_refused(text: str, port: int | None) -> None:
