@@ -20,6 +20,7 @@ from rpcflow.protocol.packets import Shutdown, encode
 from rpcflow.tracker import questions
 from rpcflow.tracker.backoff import Backoff
 from rpcflow.tracker.questions import CONNECT_SECONDS as CONNECT_SECONDS
+from rpcflow.tracker.scheduler import finite
 
 from .options import constructor_arguments
 
@@ -66,6 +67,7 @@ def checked_request(
     check_key(key)
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise ValueError(f"priority={priority!r} is not a whole number")
+    finite(priority)
     if isinstance(session_timeout, bool) or not 0 <= session_timeout < float("inf"):
         raise ValueError(f"session_timeout={session_timeout!r} is not a number of seconds")
     if isinstance(max_retry, bool) or not isinstance(max_retry, int) or max_retry < 1:
@@ -80,7 +82,7 @@ def late_grant(answer: Any) -> questions.Grant | None:
     """The server in an answer that nobody waited for any more, if there is one."""
     try:
         return None if answer is None else questions.read_grant(answer)
-    except ProtocolError:
+    except (ConnectionLostError, ProtocolError):
         return None
 
 

@@ -155,8 +155,9 @@ class SpliceRelay:
     def _loop(self) -> None:
         poll = self._epoll.poll
         wake = self._wake_read.fileno()
+        patience: float | None = None
         while not self._stopping:
-            events = poll(self._patience() if self._ending else None)
+            events = poll(patience)
             with self._lock:
                 for fd, _ in events:
                     pair = self._pairs.get(fd)
@@ -166,8 +167,11 @@ class SpliceRelay:
                         self._wake_read.recv(4096)
                 if self._ending:
                     self._end_overdue()
+                patience = self._patience()
 
-    def _patience(self) -> float:
+    def _patience(self) -> float | None:
+        if not self._ending:
+            return None
         first = min(pair.deadline or 0.0 for pair in self._ending)
         return max(0.0, first - time.monotonic()) + 0.001
 

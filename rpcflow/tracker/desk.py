@@ -23,8 +23,8 @@ _DONE: Final = encode_frame(0)
 _REFUSED: Final = encode_frame(-1)
 _HOST_CHARACTERS: Final = 255
 _USER_CHARACTERS: Final = 100
-_KEY_CHARACTERS: Final = 512
-_MATCH_KEY_CHARACTERS: Final = 1024
+_KEY_CHARACTERS: Final = 2048
+_MATCH_KEY_CHARACTERS: Final = 4096
 _INFO_CHARACTERS: Final = 256 * 1024
 """What one connection may say of itself. A proxy names all its keys there."""
 _INFO_CHARACTERS_IN_ALL: Final = 64 * 1024 * 1024

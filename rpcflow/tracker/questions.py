@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import attrs
 
-from rpcflow.errors import ProtocolError
+from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import check_key
 from rpcflow.protocol.tracker import FrameReader, TrackerCode
 from rpcflow.transports import Url
@@ -72,6 +72,7 @@ def read_grant(answer: Any) -> Grant:
     URL, with which a tracker could make us start a program.
 
     Raises:
+        ConnectionLostError: there is one that nobody can reach: its owner told the tracker nonsense.
         ProtocolError: there is none in it.
     """
     match answer:
@@ -79,8 +80,10 @@ def read_grant(answer: Any) -> Grant:
             try:
                 check_key(key)
             except ValueError as error:
-                raise ProtocolError(f"the tracker named a server with an impossible key: {error}") from None
+                raise ConnectionLostError(f"the tracker named a server with an impossible key: {error}") from None
             return Grant(Url("tcp", host.removeprefix("[").removesuffix("]"), port), key)
+        case [0, [_, _, _]]:
+            raise ConnectionLostError(f"the tracker named a server that cannot be: {_short(answer)}")
     raise ProtocolError(f"the tracker answered {_short(answer)} to a request")
 
 

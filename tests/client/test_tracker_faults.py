@@ -102,14 +102,6 @@ class TestTrying:
             [1, "no"],
             [0, None],
             [0, [HOST, 1]],
-            [0, [HOST, "1", "k:1"]],
-            [0, [HOST, True, "k:1"]],
-            [0, [HOST, 0, "k:1"]],
-            [0, [HOST, 65536, "k:1"]],
-            [0, ["", 1, "k:1"]],
-            [0, [HOST, 1, 5]],
-            [0, [HOST, 1, "k: -timeout=9"]],
-            [0, [HOST, 1, "k" * 5000]],
             {"a": 1},
             b"\xff\xff\xff\xff",
             b"\x02\0\0\0{]",
@@ -120,6 +112,23 @@ class TestTrying:
         error, asked = await self.grants(api, answer)
         assert type(error) is rpcflow.ProtocolError, error
         assert asked == 1, "asking again would not help"
+
+    @pytest.mark.parametrize(
+        "named",
+        [
+            [HOST, "1", "k:1"],
+            [HOST, True, "k:1"],
+            [HOST, 0, "k:1"],
+            [HOST, 65536, "k:1"],
+            ["", 1, "k:1"],
+            [HOST, 1, 5],
+            [HOST, 1, "k: -timeout=9"],
+            [HOST, 1, "k" * 5000],
+        ],
+    )
+    async def test_a_server_that_cannot_be(self, api: str, server: sync.Server, named: list[Any]) -> None:
+        """Its owner has told the tracker nonsense: the next one may be better."""
+        assert await self.grants(api, [0, named], [0, [HOST, server.port, "client"]]) == (5, 2)
 
     @pytest.mark.parametrize("host", ["popen:///bin/sh", "unix:/tmp/x", "tcp://127.0.0.1", "a b", "\0", "é" * 100])
     async def test_a_host_is_only_ever_a_host(self, api: str, host: str) -> None:

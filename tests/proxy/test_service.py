@@ -339,6 +339,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"host": "unix:/x"}, "TCP"),
     ({"host": "0.0.0.0"}, "--insecure"),
     ({"tracker_addr": "nonsense://"}, "address"),
+    ({"tracker_addr": "nonsense://host"}, "known scheme"),
+    ({"tracker_addr": "tcp:///path"}, "no host"),
     ({"index_page": "x.html"}, "web_port"),
     ({"web_port": 80, "index_page": "no such file"}, "no such file"),
     ({"web_port": 80, "resource_files": [("a", "no such file")]}, "no such file"),
