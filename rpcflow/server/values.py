@@ -86,6 +86,8 @@ class FfiBridge:
             return convert(value)
         if isinstance(value, self._ffi.dtype):
             return DataType(value.type_code, value.bits, value.lanes)
+        if isinstance(value, self._ffi.core.Device):  # TVM's own, once it is imported
+            return Device(value.dlpack_device_type(), value.index)
         if isinstance(value, self._ffi.Module):
             return Given(TypeIndex.MODULE, Kind.MODULE, value)
         if isinstance(value, self._ffi.Tensor):

@@ -84,7 +84,7 @@ class Connection(SessionCore):
         except ConnectionLostError as error:
             lost = error
         except BaseException:  # KeyboardInterrupt, say
-            if sent:
+            if sent or getattr(channel, "sent_whole", False):
                 self._abandon(machine.resume(label))
             else:
                 self._cut_short()

@@ -86,17 +86,24 @@ class BlockingSocketChannel:
     def __init__(self, sock: socket.socket, poll: bool | None = None) -> None:
         self.socket = sock
         self._polls = poll is not False and bool(DONTWAIT)
+        self._progress: list[int] = []
+        self._length = 0
         self._polling = AdaptivePolling(poll if DONTWAIT else False)
         self._open = True
 
     def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
         sock = self.socket
         try:
+            self._progress.clear()
             if len(parts) == 1 and deadline is None and type(parts[0]) is bytes:
                 data = parts[0]
-                sent = sock.send(data, NOSIGNAL)
+                self._length = len(data)
+                # Within one call, so that no signal comes between the sending and the writing down of it.
+                self._progress.extend(map(sock.send, (data,), (NOSIGNAL,)))
+                sent = self._progress[0]
                 if sent == len(data):
                     return
+                self._progress.clear()
                 parts = [data[sent:]]
             outgoing = Outgoing(parts)
             while outgoing:
@@ -110,6 +117,11 @@ class BlockingSocketChannel:
                     continue
         except OSError as error:
             raise self._translated(error) from error
+
+    @property
+    def sent_whole(self) -> bool:
+        """Whether a send that was interrupted had sent all it was given. Known of single parts; False of others."""
+        return self._progress == [self._length]
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         receive = self.socket.recv_into

@@ -7,6 +7,7 @@ Needs the packages of ``rpcflow[web]``, which are imported when the first connec
 import socket
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 from rpcflow.errors import ConnectionLostError
@@ -29,6 +30,7 @@ class WsTransport:
 
     def check(self) -> None:
         """Raises ImportError where the packages are missing."""
+        import_module("rpcflow.transports.websocket")
 
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncWebSocketChannel":
         from .async_ws import AsyncWebSocketChannel  # not needed by blocking programs and workers

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -390,8 +391,10 @@ def test_transcript_of_a_stock_websocket_server(web: Web) -> None:
 def test_no_packages_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    for name in ("rpcflow.proxy.web", "rpcflow.transports.websocket", "rpcflow.transports.async_ws"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for package, name in (("proxy", "web"), ("transports", "websocket"), ("transports", "async_ws")):
+        monkeypatch.delitem(sys.modules, f"rpcflow.{package}.{name}", raising=False)
+        # An import from a package looks at its attributes first.
+        monkeypatch.delattr(importlib.import_module(f"rpcflow.{package}"), name, raising=False)
     monkeypatch.setitem(sys.modules, "wsproto", None)
     with pytest.raises(ImportError, match=r"pip install 'rpcflow\[web\]'"):
         rpcflow.Proxy(web_port=8080)
