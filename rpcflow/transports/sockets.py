@@ -125,6 +125,7 @@ class BlockingSocketChannel:
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         receive = self.socket.recv_into
+        self._progress.clear()  # it is not to be taken for that of a later send which is interrupted before it begins
         try:
             if self._polls and self._polling.worthwhile():
                 ends = 0.0

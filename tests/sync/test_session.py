@@ -230,6 +230,23 @@ class TestPlainness:
 
 
 class TestInterrupts:
+    def test_ctrl_c_before_anything_was_sent_closes_the_session(
+        self, session: rpc.RPCSession, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What an earlier call had sent whole is not taken for this one's: nobody would ever answer that."""
+        add = session.get_function("t.add")
+        assert add(1, 2) == 3
+
+        def interrupted(*args: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(add._core._channel, "send", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                add(1, 2)
+        with pytest.raises(rpcflow.ConnectionLostError, match="cut short"):
+            add(1, 2)
+
     def test_ctrl_c_in_a_call_leaves_the_session_usable(self, session: rpc.RPCSession, tmp_path: Path) -> None:
         import signal
         import threading
