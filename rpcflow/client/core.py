@@ -28,7 +28,8 @@ from rpcflow.protocol.values import (
     TypeIndex,
     Value,
 )
-from rpcflow.session.client import ClientMachine, RemoteHandle, RemoteTensor, Request
+from rpcflow.session.client import ClientMachine, Request
+from rpcflow.session.results import RemoteHandle, RemoteTensor
 from rpcflow.session.wire_errors import not_found
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from rpcflow.protocol.dtype import DataType, DTypeCode
 from rpcflow.protocol.packets import Code, SysCall, alloc_with_scope, copy_among, stream_sync
 from rpcflow.protocol.sinks import ViewSink
 from rpcflow.protocol.values import Device, ModuleRef, Pointer, TensorView
-from rpcflow.session.client import RemoteHandle
+from rpcflow.session.results import RemoteHandle
 from rpcflow.session.wire_errors import not_found
 
 from .core import Operation, SessionCore, bytes_value

@@ -10,7 +10,7 @@ be made ahead of answers; answers come in order. Handles that the program has le
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 from rpcflow.errors import (
     ConnectionLostError,
@@ -43,15 +43,13 @@ from rpcflow.protocol.shortcut import MISS, result_in
 from rpcflow.protocol.sinks import DiscardSink, Sink
 from rpcflow.protocol.values import (
     Device,
-    ObjectBytes,
-    ObjectText,
     Part,
     Pointer,
     TensorView,
-    TypeIndex,
     Value,
 )
 
+from .results import RemoteHandle, RemoteTensor, read_none, read_one, read_pointer, read_result, swallow
 from .table import Automaton, IllegalEventError, Row
 from .wire_errors import FEATURE, from_text
 
@@ -96,21 +94,6 @@ TABLE: Final[dict[tuple[State, Event], State]] = {
     (State.RECEIVING, Event.PAYLOAD_END): State.OPEN,
     **{(state, event): State.CLOSED for state in State for event in (Event.FAULT, Event.LOST, Event.CLOSE)},
 }
-
-
-class RemoteHandle(NamedTuple):
-    """A result that stays at the server: a function, a module or another object. Whoever keeps it must
-    :meth:`ClientMachine.drop` its number exactly once."""
-
-    type_index: int
-    number: int
-
-
-class RemoteTensor(NamedTuple):
-    """A tensor result; ``number`` as above."""
-
-    view: TensorView
-    number: int
 
 
 class Request:
@@ -184,7 +167,7 @@ class ClientMachine:
         parts = encode(InitServer(VERSION, constructor or []))
         self._follow(Event.INIT)
         self._outgoing += parts
-        request = Request("InitServer", _read_none)
+        request = Request("InitServer", read_none)
         self._pending.append(request)
         if ask:
             self._pending.append(Request(FEATURE, self._read_feature))
@@ -238,24 +221,24 @@ class ClientMachine:
 
     def lookup(self, name: str) -> Request:
         """Find a global function; the value is its handle, 0 for none."""
-        return self._request(get_global_func(name), name, _read_pointer, self.drop)
+        return self._request(get_global_func(name), name, read_pointer, self.drop)
 
     def syscall(self, packet: SysCall) -> Request:
         """Any system call; the value is the one in the answer."""
         give_back = None
         if packet.code == Code.DEV_CREATE_STREAM:
             give_back = partial(self._drop_stream, packet.args[0])
-        return self._request(packet, packet.code.name, _read_one, give_back)
+        return self._request(packet, packet.code.name, read_one, give_back)
 
     def alloc(self, packet: SysCall) -> Request:
         """An allocation; the value is the number of the memory."""
         first: Any = packet.args[0]
         device = first.device if type(first) is TensorView else first
-        return self._request(packet, packet.code.name, _read_pointer, partial(self.drop_data, device))
+        return self._request(packet, packet.code.name, read_pointer, partial(self.drop_data, device))
 
     def copy_to(self, view: TensorView, data: memoryview) -> Request:
         """Copy ``data`` (bytes) to where ``view`` points; they are sent from where they lie."""
-        request = self._request(CopyToRemote(view, data.nbytes), "CopyToRemote", _read_none)
+        request = self._request(CopyToRemote(view, data.nbytes), "CopyToRemote", read_none)
         if data.nbytes:
             self._outgoing.append(data)
         return request
@@ -449,7 +432,7 @@ class ClientMachine:
                     out += part
             else:
                 out += dropped
-            request = Request("free", _swallow)
+            request = Request("free", swallow)
             self._pending.append(request)
         self._outgoing.append(out)
         return request
@@ -482,83 +465,7 @@ class ClientMachine:
             request.done = True
 
     def _read_feature(self, values: list[Value]) -> None:
-        self.structured = bool(_read_pointer(values))
+        self.structured = bool(read_pointer(values))
 
 
 _LAST_WORDS: Final = (RPCSessionTimeoutError, SessionCrashedError, ProtocolError)
-
-
-def read_result(values: list[Value]) -> Any:
-    """The result of a call by the rules that stock clients read it by.
-
-    Raises:
-        ProtocolError: no result at all, or one that is not what its index says.
-        RemoteError: a result that the server gave no handle for.
-    """
-    if len(values) < 1:
-        raise ProtocolError("the answer to a call holds no values")
-    index = values[0]
-    if not isinstance(index, int):
-        raise ProtocolError("the answer to a call does not begin with a type index")
-    if index == TypeIndex.NONE:
-        return None
-    if len(values) < 2:
-        raise ProtocolError(f"the answer to a call has the type index {index} and no value")
-    value = values[1]
-    if index in (TypeIndex.TENSOR, TypeIndex.DLTENSOR):
-        if len(values) == 3 and type(value) is TensorView and type(values[2]) is Pointer:
-            return RemoteTensor(value, int(values[2]))
-        if index == TypeIndex.DLTENSOR and len(values) == 2 and type(value) is TensorView:
-            # Stock servers answer so where a function returns a tensor that it was given.
-            text = "the function returned one of its tensor arguments, which the server has no handle for"
-            raise RemoteError(text, remote_message=text, remote_type=None, remote_traceback=None)
-        raise ProtocolError("the server returned a tensor without a handle to free it by")
-    if index in _TEXTS:
-        return _as_plain(value)
-    if index >= TypeIndex.OBJECT:
-        if type(value) is not Pointer:
-            raise ProtocolError(f"a result of type index {index} comes as a handle")
-        return RemoteHandle(int(index), int(value))
-    return _as_plain(value)
-
-
-_TEXTS: Final = frozenset({TypeIndex.SMALL_STR, TypeIndex.SMALL_BYTES, TypeIndex.STR, TypeIndex.BYTES})
-
-
-def _as_plain(value: Value) -> Any:
-    if type(value) is ObjectText:
-        return str(value)
-    return bytes(value) if type(value) is ObjectBytes else value
-
-
-def _read_none(values: list[Value]) -> None:
-    return None
-
-
-def _swallow(values: list[Value]) -> None:
-    return None
-
-
-def _read_one(values: list[Value]) -> Any:
-    if len(values) != 1:
-        raise ProtocolError(f"the answer to a system call holds {len(values)} values, not one")
-    return _as_plain(values[0])
-
-
-def _read_pointer(values: list[Value]) -> int:
-    if len(values) != 1 or type(values[0]) is not Pointer:
-        raise ProtocolError("the answer to a system call does not hold the handle it should")
-    return int(values[0])
-
-
-__all__ = [
-    "MAX_FREES",
-    "TABLE",
-    "ClientMachine",
-    "Code",
-    "Event",
-    "RemoteHandle",
-    "RemoteTensor",
-    "Request",
-    "State",
-]

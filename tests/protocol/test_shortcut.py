@@ -13,7 +13,7 @@ from rpcflow.protocol.packets import CallFunc, Return, encode
 from rpcflow.protocol.reader import Direction, PacketReader
 from rpcflow.protocol.shortcut import MISS, call_in, result_in
 from rpcflow.protocol.values import TypeIndex
-from rpcflow.session.client import read_result
+from rpcflow.session.results import read_result
 from tests.strategies import I64, U64, same, sequences
 
 from .test_garbage import noise

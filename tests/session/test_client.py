@@ -35,12 +35,10 @@ from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, Te
 from rpcflow.session.client import (
     MAX_FREES,
     ClientMachine,
-    RemoteHandle,
-    RemoteTensor,
     Request,
     State,
-    read_result,
 )
+from rpcflow.session.results import RemoteHandle, RemoteTensor, read_result
 from rpcflow.session.table import IllegalEventError
 from rpcflow.session.wire_errors import FEATURE
 

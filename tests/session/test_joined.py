@@ -23,7 +23,8 @@ from rpcflow.protocol.sinks import ViewSink
 from rpcflow.protocol.values import FunctionRef, ObjectRef, Pointer, TensorView
 from rpcflow.session import client as c
 from rpcflow.session import server as s
-from rpcflow.session.client import ClientMachine, RemoteHandle, RemoteTensor, Request
+from rpcflow.session.client import ClientMachine, Request
+from rpcflow.session.results import RemoteHandle, RemoteTensor
 from rpcflow.session.table import Automaton
 from rpcflow.session.wire_errors import FEATURE
 

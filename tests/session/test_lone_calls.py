@@ -11,7 +11,8 @@ from rpcflow.errors import ConnectionLostError, ProtocolError, RemoteError
 from rpcflow.protocol.packets import ExceptionPacket, InitServer, Return, encode, encode_call, get_global_func
 from rpcflow.protocol.shortcut import MISS
 from rpcflow.protocol.values import Pointer, TypeIndex, Value
-from rpcflow.session.client import ClientMachine, RemoteHandle, State
+from rpcflow.session.client import ClientMachine, State
+from rpcflow.session.results import RemoteHandle
 from rpcflow.session.server import ServerMachine
 from tests.strategies import sequences
 
