@@ -9,8 +9,8 @@ import anyio
 
 from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.tracker import questions
-from rpcflow.tracker.backoff import Backoff
 from rpcflow.tracker.link import TrackerLink
+from rpcflow.tracker.retrying import Retrying
 from rpcflow.transports import Url
 
 from .pairing import TrackedPairing
@@ -37,10 +37,8 @@ class ProxyRegistration:
         self._port = port
         self._pairing = pairing
         self._idle: anyio.CancelScope | None = None
-        self._backoff = Backoff()
-        self._in_touch = True
+        self._retrying = Retrying(f"not registered with the tracker at {tracker}", _log)
         self.registered = anyio.Event()
-        self.failure = "it has not been tried"
 
     def changed(self) -> None:
         """There is something new to tell."""
@@ -56,25 +54,16 @@ class ProxyRegistration:
         with anyio.move_on_after(seconds):
             await self.registered.wait()
         if not self.registered.is_set():
-            raise ConnectionLostError(f"cannot register with the tracker at {self._tracker}: {self.failure}")
+            raise ConnectionLostError(f"cannot register with the tracker at {self._tracker}: {self._retrying.failure}")
 
     async def run(self) -> None:
         """Stay registered until cancelled; then leave the tracker."""
         while True:
-            began = time.monotonic()
+            self._retrying.begin()
             try:
                 await self._stay()
             except (RPCError, OSError) as error:
-                self.failure = str(error)
-            _log.log(
-                logging.WARNING if self._in_touch else logging.DEBUG,
-                "not registered with the tracker at %s, will try again: %s",
-                self._tracker,
-                self.failure,
-            )
-            self._in_touch = False
-            self._backoff.ended_after(time.monotonic() - began)
-            await anyio.sleep(self._backoff.seconds())
+                await self._retrying.failed(str(error))
 
     async def _stay(self) -> NoReturn:
         link = await self._connect()
@@ -82,7 +71,7 @@ class ProxyRegistration:
             self._pairing.connected()
             await self._tell(link)
             _log.info("registered with the tracker at %s", self._tracker)
-            self._in_touch = True
+            self._retrying.succeeded()
             self.registered.set()
             next_poll = time.monotonic() + POLL_SECONDS
             while True:

@@ -7,14 +7,13 @@ because a proxy takes a second one under the same key for an impostor.
 
 import logging
 import socket
-import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
 from rpcflow.errors import ConnectionLostError, DuplicateKeyError, KeyMismatchError, ProtocolError, RPCError
 from rpcflow.protocol.handshake import KeyText, Side
-from rpcflow.tracker.backoff import Backoff
+from rpcflow.tracker.retrying import Retrying
 from rpcflow.transports import AsyncChannel, Url, find_transport
 from rpcflow.transports.accepting import linger
 from rpcflow.transports.async_sockets import AsyncSocketChannel
@@ -45,10 +44,13 @@ class ProxyDialer:
         self._server = server
         self._proxy = proxy
         self._key = KeyText(Side.SERVER, key)
-        self._backoff = Backoff()
-        self._in_touch = True
+        self._retrying = Retrying(f"not waiting at the proxy {proxy}", _log)
         self.waiting = anyio.Event()
-        self.failure = "it has not been tried"
+
+    @property
+    def failure(self) -> str:
+        """Why the last try failed."""
+        return self._retrying.failure
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -66,24 +68,16 @@ class ProxyDialer:
     async def _paired(self) -> tuple[AsyncChannel, KeyText]:
         """A line on which a client has been brought, and what it said."""
         while True:
-            began = time.monotonic()
+            self._retrying.begin()
             try:
                 return await self._dial()
             except DuplicateKeyError:
-                self.failure = f"another server waits there under the key {self._key.key!r}"
+                why = f"another server waits there under the key {self._key.key!r}"
             except KeyMismatchError:
-                self.failure = "nobody came in the time it allows for that"
+                why = "nobody came in the time it allows for that"
             except (RPCError, OSError) as error:
-                self.failure = str(error)
-            _log.log(
-                logging.WARNING if self._in_touch else logging.DEBUG,
-                "not waiting at the proxy %s, will try again: %s",
-                self._proxy,
-                self.failure,
-            )
-            self._in_touch = False
-            self._backoff.ended_after(time.monotonic() - began)
-            await anyio.sleep(self._backoff.seconds())
+                why = str(error)
+            await self._retrying.failed(why)
 
     async def _dial(self) -> tuple[AsyncChannel, KeyText]:
         channel = await self._connect()
@@ -98,8 +92,7 @@ class ProxyDialer:
         except BaseException:
             channel.close()
             raise
-        self._in_touch = True
-        self._backoff.ended_after(float("inf"))
+        self._retrying.succeeded(steady=True)
         return channel, key
 
     async def _connect(self) -> AsyncChannel:

@@ -19,8 +19,8 @@ import attrs
 
 from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.tracker import questions
-from rpcflow.tracker.backoff import Backoff
 from rpcflow.tracker.link import TrackerLink
+from rpcflow.tracker.retrying import Retrying
 from rpcflow.transports import Url
 
 POLL_SECONDS: Final = 2.0
@@ -71,10 +71,13 @@ class Registration:
         self._offers: dict[str, _Offer] = {}
         self._taken = 0
         self._idle: anyio.CancelScope | None = None
-        self._backoff = Backoff()
-        self._in_touch = True
+        self._retrying = Retrying(f"not registered with the tracker at {tracker}", _log)
         self.registered = anyio.Event()
-        self.failure = "it has not been tried"
+
+    @property
+    def failure(self) -> str:
+        """Why the last try failed."""
+        return self._retrying.failure
 
     @property
     def offered(self) -> int:
@@ -108,21 +111,12 @@ class Registration:
     async def run(self) -> None:
         """Stay registered until cancelled; then leave the tracker."""
         while True:
-            began = time.monotonic()
+            self._retrying.begin()
             try:
                 await self._stay()
             except (RPCError, OSError) as error:
-                self.failure = str(error)
-            _log.log(
-                logging.WARNING if self._in_touch else logging.DEBUG,
-                "not registered with the tracker at %s, will try again: %s",
-                self._tracker,
-                self.failure,
-            )
-            self._in_touch = False
-            self._let_go()
-            self._backoff.ended_after(time.monotonic() - began)
-            await anyio.sleep(self._backoff.seconds())
+                self._let_go()
+                await self._retrying.failed(str(error))
 
     async def _stay(self) -> NoReturn:
         """Register, and offer what is free, until the line goes."""
@@ -132,7 +126,7 @@ class Registration:
             questions.check_done(await _ask(link, info))
             await self._offer_what_is_free(link)
             _log.log(self._log_level, "registered as %r with the tracker at %s", self._key, self._tracker)
-            self._in_touch = True
+            self._retrying.succeeded()
             self.registered.set()
             next_poll = time.monotonic() + POLL_SECONDS
             while True:
