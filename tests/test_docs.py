@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .walkthrough import FENCE, MARK, Walk, steps
+from .walkthrough import FENCE, MARK, Walk, missing_programs, steps
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -154,6 +154,8 @@ def test_example_runs(example: Example, tmp_path: Path) -> None:
     "page", [page for page in PAGES if steps(page, ROOT)], ids=lambda page: str(page.relative_to(ROOT))
 )
 def test_walk(page: Path, tmp_path: Path) -> None:
+    if missing := missing_programs(page, ROOT):
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
     with Walk(tmp_path, run, environment()) as walk:
         for step in steps(page, ROOT):
             walk.do(step)

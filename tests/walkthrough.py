@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pages with commands, run from top to bottom as their readers would.
 
-Hosts of a page's lab are this machine here, and its ports are free ones: both are replaced in commands, programs and
-the output shown. The marks are described in CONTRIBUTING.md, "Documentation".
+Hosts of a page's lab are this machine here, its ports are free ones, and the terminals of emulated boards are the ones
+that they got: all are replaced in commands, programs and the output shown. The marks are described in CONTRIBUTING.md,
+"Documentation".
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +21,13 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 FENCE = re.compile(r"^(?P<marks>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=marks)[ ]*$", re.DOTALL | re.MULTILINE)
-MARK = re.compile(r"<!-- runnable(?:: (?P<how>[a-z]+))? -->\n\Z")
-HOWS = ("service", "instead", "command")
+MARK = re.compile(r"<!-- runnable(?:: (?P<how>[a-z]+)(?: (?P<name>[\w.-]+))?)? -->\n\Z")
+HOWS = ("service", "instead", "command", "file")
 HOSTS = re.compile(r"\b(?:[a-z0-9-]+\.example|0\.0\.0\.0)\b")
 PORTS = re.compile(r"(?<![\d.])(?:90\d\d|91\d\d|8080)\b")
 DEFAULT_PORTS = {"tracker": "9190", "server": "9091", "proxy": "9091"}
 BOUND = re.compile(r"bind to \S+:(\d+)")
+TERMINAL = re.compile(r"/dev/pts/\d+")
 PATIENCE = 60.0
 RPCFLOW = [sys.executable, "-m", "rpcflow"]
 
@@ -33,6 +36,7 @@ class Step(NamedTuple):
     where: str
     how: str
     code: str
+    name: str = ""  # of the file
 
 
 def steps(page: Path, root: Path) -> list[Step]:
@@ -43,12 +47,26 @@ def steps(page: Path, root: Path) -> list[Step]:
         where = f"{page.relative_to(root)}:{text.count(chr(10), 0, fence.start()) + 1}"
         mark = MARK.search(text, 0, fence.start())
         language = fence["language"].strip()
-        if language == "console" and mark:
+        if mark and mark["how"] == "file":
+            assert mark["name"], f"{where}: a file without a name"
+            found.append(Step(where, "file", fence["code"], mark["name"]))
+        elif language == "console" and mark:
             assert mark["how"] in HOWS, f"{where}: unknown mark '{mark['how']}'"
             found.append(Step(where, str(mark["how"]), fence["code"]))
         elif language == "python" and mark and mark["how"] is None:
             found.append(Step(where, "program", fence["code"]))
     return found if any(step.how in HOWS for step in found) else []
+
+
+def missing_programs(page: Path, root: Path) -> list[str]:
+    """The programs of a page's commands that are not on this machine."""
+    wanted = {
+        shlex.split(command)[0]
+        for step in steps(page, root)
+        if step.how in ("service", "instead", "command")
+        for command, _ in _commands(step.code)
+    }
+    return sorted(program for program in wanted - {"rpcflow", "python"} if shutil.which(program) is None)
 
 
 class _Service(NamedTuple):
@@ -71,6 +89,7 @@ class Walk:
         self._run = run
         self._environment = environment
         self._ports: dict[str, str] = {}
+        self._terminals: dict[str, str] = {}
         self._services: list[_Service] = []
 
     def __enter__(self) -> Self:
@@ -90,6 +109,9 @@ class Walk:
         if step.how == "program":
             self._run(self._local(step.code), self._folder)
             return
+        if step.how == "file":
+            (self._folder / step.name).write_text(step.code)
+            return
         for command, output in _commands(self._local(step.code)):
             if step.how == "command":
                 self._command(command, output, step.where)
@@ -97,7 +119,8 @@ class Walk:
                 self._start(command, output, step)
 
     def _local(self, text: str) -> str:
-        return PORTS.sub(lambda port: self._port(port[0]), HOSTS.sub("127.0.0.1", text))
+        text = PORTS.sub(lambda port: self._port(port[0]), HOSTS.sub("127.0.0.1", text))
+        return TERMINAL.sub(lambda name: self._terminals.get(name[0], name[0]), text)
 
     def _port(self, documented: str) -> str:
         if documented not in self._ports:
@@ -110,8 +133,7 @@ class Walk:
         words = shlex.split(command)
         if words[0] == "python":
             return [sys.executable, *words[1:]]
-        assert words[0] == "rpcflow", command
-        return [*RPCFLOW, *words[1:]]
+        return [*RPCFLOW, *words[1:]] if words[0] == "rpcflow" else words
 
     def _command(self, command: str, output: str, where: str) -> None:
         words, log = self._words(command), self._folder / "log"
@@ -126,6 +148,9 @@ class Walk:
     def _start(self, command: str, output: str, step: Step) -> None:
         stock = command.startswith("python -m tvm.")
         words = self._words(command)
+        if words[0].startswith("qemu-"):
+            self._emulate(words, output, step)
+            return
         part = words[2].removeprefix("tvm.exec.rpc_") if stock else words[3]
         if step.how == "instead":
             for service in [service for service in self._services if service.part == part]:
@@ -157,6 +182,27 @@ class Walk:
         said = process.stdout.readline()
         assert re.fullmatch(r"READY \S+:\d+\S*\n", said), f"{step.where}: it said {said!r}\n{log.read_text()}"
         assert output in ("", said), f"{step.where}: it said {said!r}"
+
+    def _emulate(self, words: list[str], output: str, step: Step) -> None:
+        """A board: it is there when its serial port is, whose name the page's reader sees too."""
+        process = subprocess.Popen(
+            words,
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self._services.append(_Service("board", True, process))
+        assert process.stdout is not None
+        said = next((line for line in process.stdout if TERMINAL.search(line)), "")
+        shown, real = TERMINAL.search(output), TERMINAL.search(said)
+        assert real, f"{step.where}: it did not say where its serial port is"
+        assert shown, f"{step.where}: the page does not show the name of the serial port"
+        assert output.strip() == said.strip().replace(real[0], shown[0]), f"{step.where}: it said {said!r}"
+        self._terminals[shown[0]] = real[0]
 
     def _end(self, service: _Service, well: bool) -> None:
         self._services.remove(service)
