@@ -27,6 +27,10 @@ _RPYC = Part("benchmarks.servers.rpyc:RpycServer")
 _GRPC = Part("benchmarks.servers.grpc:GrpcServer")
 _RAW = Part("benchmarks.servers.raw:RawServer")
 
+_NOTHING = Part("benchmarks.servers.nothing:Nothing")
+_PIPE = "benchmarks.clients.pipes:PipeClient"
+_RAW_PIPE = "benchmarks.clients.pipes:RawPipe"
+
 _PROXIED = Part("benchmarks.servers.proxied:ProxiedServer")
 
 _BLOCKING = Part("benchmarks.clients.blocking:RpcflowClient")
@@ -70,6 +74,10 @@ SIDES: Mapping[str, Side] = {
         Part("benchmarks.servers.trackers:Fleet", {"tracker": "rpcflow"}),
         Part("benchmarks.clients.tracking:Crowd"),
     ),
+    "rpcflow on a pipe": Side(_NOTHING, Part(_PIPE)),
+    "rpcflow on a pipe, no polling": Side(_NOTHING, Part(_PIPE, {"poll": False})),
+    "raw pipe": Side(_NOTHING, Part(_RAW_PIPE)),
+    "raw pipe of 1 MiB": Side(_NOTHING, Part(_RAW_PIPE, {"nbytes": 1 << 20})),
     "rpcflow by proxy": Side(_PROXIED, Part(_BLOCKING.target, {"key": "bench"})),
     "rpcflow by proxy, no polling": Side(
         Part(_PROXIED.target, {"poll": False}), Part(_BLOCKING.target, {"key": "bench", "poll": False})

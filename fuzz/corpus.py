@@ -4,6 +4,7 @@
 import json
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 from rpcflow.errors import STRUCTURED_KINDS
 from tests.transcripts import SERVER_CONNECTS, Case, cases
@@ -61,6 +62,15 @@ def frames() -> Iterator[bytes]:
     for case in _cases():
         if case.is_tracker:
             yield case.data[:MAX_NBYTES]
+
+
+def link_lines() -> Iterator[bytes]:
+    """What comes off a serial line: the conversations of the link layer's vectors."""
+    vectors = json.loads((Path(__file__).parents[1] / "tests" / "data" / "link.json").read_text())
+    for vector in vectors["lines"]:
+        yield bytes.fromhex(vector["line"])[:MAX_NBYTES]
+    for vector in vectors["conversations"]:
+        yield b"".join(bytes.fromhex(step.get("line", "")) for step in vector["steps"])[:MAX_NBYTES]
 
 
 def error_texts() -> Iterator[bytes]:

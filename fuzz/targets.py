@@ -13,6 +13,8 @@ from rpcflow.errors import ProtocolError, RPCError
 from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.handshake import HelloReader, KeyText, encode_hello
 from rpcflow.protocol.limits import Limits
+from rpcflow.protocol.link import DeviceLink, HostLink, Sizes
+from rpcflow.protocol.link import FrameReader as LinkReader
 from rpcflow.protocol.packets import CopyAck, CopyToRemote, SysCall, alloc_with_scope, encode
 from rpcflow.protocol.reader import Bulk, Direction, PacketReader, PayloadEnd
 from rpcflow.protocol.sinks import ViewSink
@@ -280,6 +282,36 @@ def client_machine(data: bytes) -> None:
         assert client.pending == client.dropped == 0
     _, fault, _ = _events(Direction.TO_SERVER, Limits(), [sent])
     assert not fault
+
+
+@target("link", corpus.link_lines, 2)
+def link(data: bytes) -> None:
+    """Whatever comes off a line, in whatever pieces, it becomes the same frames, and a link of either end goes on: it
+    says nothing but frames, holds no more than its room, and has something to do at a time that is not long past.
+    No refusal is proper."""
+    if len(data) < 2:
+        return
+    payload, size, data = 32 + data[0] % 64, 1 + data[1] % 64, data[2:]
+    frames = list(LinkReader(payload).feed(data))
+    cut = LinkReader(payload)
+    assert [frame for piece in _pieces(data, size) for frame in cut.feed(piece)] == frames
+    sizes = Sizes(payload=payload, room=3, window=3)
+    for end in (HostLink(lambda: 0x1234, 0.0, sizes=sizes), DeviceLink(sizes)):
+        for step, piece in enumerate(_pieces(data, size)):
+            now = step * 0.05
+            end.receive(piece, now)
+            end.tick(now)
+            end.send(memoryview(bytes(100)))
+            end.flush()
+            if step % 3 == 0:
+                end.read_into(memoryview(bytearray(64)))
+            said = list(LinkReader(1024).feed(b"~" + end.take_outgoing(now)))
+            assert None not in said
+            assert all(frame.credit <= 64 for frame in said if frame)
+            assert len(end._receiver._frames) <= 3
+            assert len(end._sender._frames) <= 3
+            due = end.deadline()
+            assert due is None or due >= now - 0.06
 
 
 @target("wire-errors", corpus.error_texts)

@@ -27,8 +27,10 @@ from .errors import (
 if TYPE_CHECKING:
     from .client.local import LocalSession
     from .client.objects import BenchmarkResult
+    from .client.popen import PopenSession
     from .client.session import Device, Function, Module, Session, Tensor, connect
     from .client.tracker import TrackerSession, connect_tracker
+    from .minrpc.with_minrpc import with_minrpc
     from .protocol.dtype import DataType
     from .proxy.service import Proxy
     from .registry import register
@@ -44,6 +46,7 @@ _HOMES = {
     "Function": "rpcflow.client.session",
     "LocalSession": "rpcflow.client.local",
     "Module": "rpcflow.client.session",
+    "PopenSession": "rpcflow.client.popen",
     "Proxy": "rpcflow.proxy.service",
     "Server": "rpcflow.server.supervisor",
     "Session": "rpcflow.client.session",
@@ -53,6 +56,7 @@ _HOMES = {
     "connect": "rpcflow.client.session",
     "connect_tracker": "rpcflow.client.tracker",
     "register": "rpcflow.registry",
+    "with_minrpc": "rpcflow.minrpc.with_minrpc",
 }
 
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "LocalSession",
     "Module",
     "PermissionDeniedError",
+    "PopenSession",
     "ProtocolError",
     "Proxy",
     "RPCError",
@@ -84,6 +89,7 @@ __all__ = [
     "connect",
     "connect_tracker",
     "register",
+    "with_minrpc",
 ]
 
 

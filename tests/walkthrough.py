@@ -66,6 +66,7 @@ def missing_programs(page: Path, root: Path) -> list[str]:
         if step.how in ("service", "instead", "command")
         for command, _ in _commands(step.code)
     }
+    wanted = {program for program in wanted if not program.startswith("./")}  # made by a step before
     return sorted(program for program in wanted - {"rpcflow", "python"} if shutil.which(program) is None)
 
 
@@ -151,7 +152,10 @@ class Walk:
         if words[0].startswith("qemu-"):
             self._emulate(words, output, step)
             return
-        part = words[2].removeprefix("tvm.exec.rpc_") if stock else words[3]
+        if words[0].startswith("./"):
+            part = "server"
+        else:
+            part = words[2].removeprefix("tvm.exec.rpc_") if stock else words[3]
         if step.how == "instead":
             for service in [service for service in self._services if service.part == part]:
                 self._end(service, well=True)

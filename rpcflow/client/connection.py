@@ -20,6 +20,7 @@ from rpcflow.session.client import MAX_FREES, Request, State
 from rpcflow.transports import AsyncChannel
 from rpcflow.transports.async_sockets import on_trio
 
+from .aside import Aside
 from .core import Operation, SessionCore
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ class Connection(SessionCore):
     def __init__(self, channel: AsyncChannel, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._channel = channel
+        self.crashed = getattr(channel, "crashed", None)
         self._busy = False
         self._waiting: deque[anyio.Event] = deque()
         self._closed = False
@@ -59,7 +61,10 @@ class Connection(SessionCore):
                     request = next(operation)
                     while True:
                         try:
-                            value = await self._roundtrip(request)
+                            if isinstance(request, Aside):
+                                value = await request.arun()
+                            else:
+                                value = await self._roundtrip(request)
                         except RPCError as error:
                             request = operation.throw(error)
                         else:
@@ -270,17 +275,23 @@ class Connection(SessionCore):
         if self._closed:
             return
         self._closed = True
-        if not self._busy and self.machine.state in (State.OPEN, State.OPENING):
-            self.machine.shutdown()
-            parts = self.machine.take_outgoing()
-            with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
-                try:
-                    await self._channel.send(parts)
-                except ConnectionLostError:
-                    pass  # leaving on a dead line is silent
-        if self.machine.state is not State.CLOSED:
-            self.machine.close()
-        self._channel.close()
+        polite = False
+        try:
+            if not self._busy and self.machine.state in (State.OPEN, State.OPENING):
+                self.machine.shutdown()
+                parts = self.machine.take_outgoing()
+                with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+                    try:
+                        await self._channel.send(parts)
+                    except ConnectionLostError:
+                        pass  # leaving on a dead line is silent
+                polite = self._late is None
+        finally:
+            if self.machine.state is not State.CLOSED:
+                self.machine.close()
+            if polite and hasattr(self._channel, "finish"):
+                await self._channel.finish()
+            self._channel.close()
 
 
 class _Deadline:

@@ -5,7 +5,7 @@ Blocking and async sessions differ in how they wait, and in the classes of their
 """
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Final, TypeVar
 
 import attrs
@@ -32,8 +32,11 @@ from rpcflow.session.client import ClientMachine, Request
 from rpcflow.session.results import RemoteHandle, RemoteTensor
 from rpcflow.session.wire_errors import not_found
 
+from .aside import Aside
+from .files import HostFiles
+
 T = TypeVar("T")
-Operation = Generator[Request, Any, T]
+Operation = Generator[Request | Aside, Any, T]
 """Several requests in a row, whoever waits for them: yields each request, is sent its result, returns the whole's."""
 
 _AS_THEY_ARE: Final = frozenset({type(None), bool, int, float, DataType, Pointer})
@@ -53,6 +56,9 @@ class SessionCore:
         session_timeout: the budget in seconds; None or 0 for none.
         call_timeout: seconds for one call; None for none.
         log: whether each request is logged.
+        timed_here: its other end knows of no timeout, so ending the session in time is ours alone.
+        firmware: the path of the ELF file of what the device runs, where that is known.
+        files: the session's, once it has turned out that the device keeps none.
     """
 
     machine: ClientMachine
@@ -60,17 +66,24 @@ class SessionCore:
     session_timeout: float | None = None
     call_timeout: float | None = None
     log: bool = False
+    timed_here: bool = False
     began: float = attrs.Factory(time.monotonic)
     builtins: dict[str, int] = attrs.Factory(dict)
     max_packet: int | None = None
+    firmware: str | None = None
+    files: HostFiles | None = None
+    crashed: Callable[[str], RPCError | None] | None = None
 
     @property
     def hard_deadline(self) -> float | None:
         """When the session is given up whatever the server says, by ``time.monotonic``."""
-        return self.began + self.session_timeout + HARD_GRACE if self.session_timeout else None
+        if not self.session_timeout:
+            return None
+        return self.began + self.session_timeout + (0.0 if self.timed_here else HARD_GRACE)
 
     def lost(self, error: RPCError, label: str = "") -> RPCError:
-        """What a lost line means: at the deadline, that the time is up."""
+        """What a lost line means: at the deadline, that the time is up; that a process of ours at its other end has
+        ended, where ``crashed`` knows of it (given the call in progress)."""
         if isinstance(error, ConnectionLostError) and self.session_timeout:
             used = time.monotonic() - self.began
             if used >= self.session_timeout - _TIMEOUT_SLACK:
@@ -82,6 +95,11 @@ class SessionCore:
                     used=used,
                     call=label or None,
                 )
+        if isinstance(error, ConnectionLostError) and self.crashed is not None:
+            crash = self.crashed(label)
+            if crash is not None:
+                self.machine.lost = crash
+                return crash
         return error
 
     # ---- arguments

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rpcflow.arrays import contiguous_bytes, data_type, numpy_dtype, packed, to_numpy, unpacked
 from rpcflow.devices import Attribute
-from rpcflow.errors import ProtocolError, RPCError
+from rpcflow.errors import FunctionNotFoundError, ProtocolError, RPCError
 from rpcflow.protocol.dtype import DataType, DTypeCode
 from rpcflow.protocol.packets import Code, SysCall, alloc_with_scope, copy_among, stream_sync
 from rpcflow.protocol.sinks import ViewSink
@@ -21,10 +21,13 @@ from rpcflow.session.results import RemoteHandle
 from rpcflow.session.wire_errors import not_found
 
 from .core import Operation, SessionCore, bytes_value
+from .files import HostFiles
 from .objects import BenchmarkResult, checked_shape
 
 _CPU = 1
 _PACKET_OVERHEAD = 44
+_UPLOAD = "tvm.rpc.server.upload"
+_FILE_FUNCTIONS = (_UPLOAD, "tvm.rpc.server.download", "tvm.rpc.server.remove", "tvm.rpc.server.load_module")
 
 
 # ---------------------------------------------------------------------------------------------- functions
@@ -50,8 +53,13 @@ def module_function(core: SessionCore, module: int, name: str, query_imports: bo
 
 def load_module(core: SessionCore, path: str) -> Operation[int]:
     """The handle of a module loaded from a file of the session."""
-    value = yield from core.call_builtin("tvm.rpc.server.load_module", [_path(path)])
-    return _handle(value, "load_module")
+    path = _path(path)
+    files = yield from _kept_here(core, "tvm.rpc.server.load_module")
+    if files is not None:
+        from .loading import load
+
+        return (yield from load(core, path, files.read(path)))
+    return _handle((yield from core.call_builtin("tvm.rpc.server.load_module", [path])), "load_module")
 
 
 def system_lib(core: SessionCore) -> Operation[int]:
@@ -115,11 +123,36 @@ def _handle(value: Any, what: str) -> int:
 # ---------------------------------------------------------------------------------------------- files
 
 
+def _kept_here(core: SessionCore, name: str) -> Operation[HostFiles | None]:
+    """The session's files where the device keeps none, that is, has no function for uploads; else None, and the server
+    has the function ``name``.
+
+    Raises:
+        FunctionNotFoundError: it has files, but no such function.
+    """
+    if core.files is None:
+        try:
+            yield from core.builtin(name)
+            return None
+        except FunctionNotFoundError:
+            if not core.builtins.keys().isdisjoint(_FILE_FUNCTIONS):
+                raise
+            if name != _UPLOAD and (number := (yield core.machine.lookup(_UPLOAD))):
+                core.builtins[_UPLOAD] = number
+                raise
+            core.files = HostFiles()
+    return core.files
+
+
 def upload(core: SessionCore, data: Any, target: str | None) -> Operation[None]:
     """Put a file into the session's folder."""
     name, view, mapped = _source(data, target)
     try:
-        yield from core.call_builtin("tvm.rpc.server.upload", [name, bytes_value(view)])
+        files = yield from _kept_here(core, _UPLOAD)
+        if files is not None:
+            files.write(name, view)
+        else:
+            yield from core.call_builtin(_UPLOAD, [name, bytes_value(view)])
     finally:
         view.release()
         if mapped is not None:
@@ -175,12 +208,22 @@ def _path(path: Any) -> str:
 
 def download(core: SessionCore, path: str) -> Operation[bytearray]:
     """A file of the session."""
-    return _file((yield from core.call_builtin("tvm.rpc.server.download", [_path(path)])))
+    path = _path(path)
+    files = yield from _kept_here(core, "tvm.rpc.server.download")
+    if files is not None:
+        return bytearray(files.read(path))
+    return _file((yield from core.call_builtin("tvm.rpc.server.download", [path])))
 
 
 def download_linked_module(core: SessionCore, path: str) -> Operation[bytearray]:
     """A module of the session as a shared library."""
-    return _file((yield from core.call_builtin("tvm.rpc.server.download_linked_module", [_path(path)])))
+    path = _path(path)
+    files = yield from _kept_here(core, "tvm.rpc.server.download_linked_module")
+    if files is not None:
+        from .loading import linked
+
+        return (yield from linked(core, path, files.read(path)))
+    return _file((yield from core.call_builtin("tvm.rpc.server.download_linked_module", [path])))
 
 
 def _file(value: Any) -> bytearray:
@@ -193,13 +236,21 @@ def _file(value: Any) -> bytearray:
 
 def remove(core: SessionCore, path: str) -> Operation[None]:
     """Remove a file of the session."""
-    yield from core.call_builtin("tvm.rpc.server.remove", [_path(path)])
+    path = _path(path)
+    files = yield from _kept_here(core, "tvm.rpc.server.remove")
+    if files is not None:
+        files.remove(path)
+    else:
+        yield from core.call_builtin("tvm.rpc.server.remove", [path])
 
 
 def listdir(core: SessionCore, path: str) -> Operation[str]:
     """The names in a folder of the session, joined by commas."""
-    value = yield from core.call_builtin("tvm.rpc.server.listdir", [_path(path)])
-    return str(value).removesuffix(",")
+    path = _path(path)
+    files = yield from _kept_here(core, "tvm.rpc.server.listdir")
+    if files is not None:
+        return ",".join(files.listdir(path))
+    return str((yield from core.call_builtin("tvm.rpc.server.listdir", [path]))).removesuffix(",")
 
 
 # ---------------------------------------------------------------------------------------------- tensors

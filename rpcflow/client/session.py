@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sessions for trio, and by anyio for asyncio."""
 
+import os
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,7 @@ from . import operations
 from .connection import Connection
 from .core import FunctionReference, ModuleReference, ObjectKinds, Operation, RemoteReference, SessionCore, wrap
 from .objects import BenchmarkResult, DeviceBase, TensorBase, own_device
-from .options import checked_options, constructor_arguments
+from .options import checked_options, constructor_arguments, firmware_path, greets
 
 
 class Function(FunctionReference):
@@ -295,11 +296,16 @@ class Session:
         return Module(self._core, await self._core.run(operations.system_lib(self._core)))
 
     async def load_module(self, path: str) -> Module:
-        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links."""
+        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links. For a device without files
+        they are linked here, with the firmware named to :func:`connect`, and freed there when nothing refers to them.
+
+        Raises:
+            RPCError: there is no such file, linking failed, the device is another one, or it has no room.
+        """
         return Module(self._core, await self._core.run(operations.load_module(self._core, path)))
 
     async def upload(self, data: Any, target: str | None = None) -> None:
-        """Put a file into the session's folder.
+        """Put a file into the session's folder. For a device without files it is kept here, in memory.
 
         Args:
             data: a path, bytes, or a file opened in binary mode.
@@ -400,49 +406,56 @@ def connect(
     wait_timeout: float | None = None,
     call_timeout: float | None = None,
     poll: bool | None = None,
+    firmware: str | os.PathLike[str] | None = None,
 ) -> SessionContext:
     """A session with a server, for ``async with``.
 
     Args:
-        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``).
+        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``, ``popen:///path/to/program``).
         port: where ``url`` has none; 9091 by default.
         key: what the server answers to.
         session_timeout: seconds from when the server starts serving until it ends the session; 0 for none.
         session_constructor_args: where the session shall run: name of a constructor of the server
-            (``"rpc.LocalSession"``, ``"rpc.Connect"``) and its arguments.
+            (``"rpc.LocalSession"``, ``"rpc.Connect"``, ``"rpc.PopenSession"``, ``"rpc.CreatePipeClient"``) and its
+            arguments.
         enable_logging: log each request to the logger ``rpcflow.session``.
         wait_timeout: seconds to wait for a server that is busy; None for ever.
         call_timeout: seconds for one operation; None for ever.
         poll: None polls adaptively before sleeping; False never does.
+        firmware: path of the ELF file of what a device without Python runs; it lets
+            :meth:`Session.load_module` link modules for it. In a ``serial:`` address, ``?firmware=`` says the same.
 
     Raises:
         ValueError: an argument that cannot be.
+        FileNotFoundError: there is no file ``firmware``.
         ConnectionLostError: nobody answers (on entering the block, as the next ones).
         WaitTimeoutError: the server stayed busy.
         KeyMismatchError: it answers to another key.
         RemoteError: it refused the session constructor.
     """
     address, key_text = checked_options(url, port, key, session_timeout, wait_timeout, call_timeout)
+    elf = firmware_path(address, firmware)
+    transport = find_transport(address.scheme)
 
     async def make() -> Connection:
         channel: AsyncChannel | None = None
         try:
-            with anyio.move_on_after(wait_timeout) as scope:
-                channel = await find_transport(address.scheme).connect(address, poll=poll)
-                await greet_async(channel, key_text)
-            if scope.cancelled_caught or channel is None:
-                raise WaitTimeoutError(
-                    f"{address} had no time for us within {wait_timeout:g} s", wait_timeout=wait_timeout
+            with anyio.move_on_after(wait_timeout):
+                channel = await transport.connect(address, poll=poll)
+                if greets(transport):
+                    await greet_async(channel, key_text)
+                core = Connection(
+                    channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
                 )
-            core = Connection(
-                channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging
-            )
-            await initialize(core, session_constructor_args)
+                core.firmware = elf
+                core.timed_here = not greets(transport)
+                await initialize(core, session_constructor_args)
+                return core
+            raise WaitTimeoutError(f"{address} had no time for us within {wait_timeout:g} s", wait_timeout=wait_timeout)
         except BaseException:
             if channel is not None:
                 channel.close()
             raise
-        return core
 
     return SessionContext(make)
 

@@ -21,6 +21,8 @@ from .values import make_bridge
 
 _AS_IS: Final = frozenset({type(None), bool, int, float})
 """Plain values, which are the same on the wire and for functions."""
+_ELSEWHERE: Final = frozenset({"rpc.Connect", "rpc.PopenSession", "rpc.CreatePipeClient"})
+"""Constructors of sessions that do not run in this process."""
 Forwarder = Callable[[str, list[Value]], None]
 """Begins a session elsewhere; the bytes behind it are the driver's business."""
 
@@ -30,7 +32,8 @@ class Executor:
 
     Args:
         folder: where its files are.
-        forward: begins a session elsewhere for constructors that do so (``rpc.Connect``); None where that cannot be.
+        forward: begins a session elsewhere for constructors that do so (``rpc.Connect``, ``rpc.PopenSession``,
+            ``rpc.CreatePipeClient``); None where that cannot be.
         files_by_handle: whether long files are sent straight from disk (FilePayload); their descriptors are in
             ``opened`` until :meth:`sent`.
         limits: how large things may be.
@@ -162,7 +165,7 @@ class Executor:
             if rest:
                 raise ValueError("rpc.LocalSession takes no arguments")
             self.machine.started()
-        elif name == "rpc.Connect" and self._forward is not None:
+        elif name in _ELSEWHERE and self._forward is not None:
             self._forward(str(name), rest)
             self.machine.forwarded()
         else:

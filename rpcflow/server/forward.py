@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session that runs on another server: this one moves bytes.
+"""A session that runs on another server, or in a program that is started for it: this one moves bytes.
 
 Handles, errors and limits are the last server's, so there is nothing to do here but to know where its packets end:
-words of this server (a timeout) may only go between two of them.
+words of this server (a timeout, the end of that program) may only go between two of them.
 """
 
 import select
@@ -10,52 +10,66 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final
 
-from rpcflow.errors import ConnectionLostError, RPCError
+from rpcflow.errors import ConnectionLostError, RPCError, SessionCrashedError
 from rpcflow.protocol.handshake import KeyText, Side
+from rpcflow.protocol.packets import ExceptionPacket, encode
 from rpcflow.protocol.values import U64, Value
 from rpcflow.session.client import ClientMachine
+from rpcflow.session.wire_errors import to_text
 from rpcflow.transports import Url, find_transport
+from rpcflow.transports.child import start
 from rpcflow.transports.greeting import greet
+from rpcflow.transports.popen import BlockingPopenChannel
 from rpcflow.transports.sockets import BlockingSocketChannel
 
 _CHUNK: Final = 1 << 18
 
 
 class Forwarding:
-    """A session opened on the next server.
+    """A session opened elsewhere.
 
     Args:
-        args: of ``rpc.Connect``: host or URL, port, key, whether to log, then the next hop's own constructor.
+        name: of the constructor.
+        args: of ``rpc.Connect``: host or URL, port, key, whether to log, then the next hop's own constructor; of
+            ``rpc.PopenSession``: a program, its path or its bytes; of ``rpc.CreatePipeClient``: a program's path and
+            its arguments.
 
     Raises:
-        RPCError: it cannot be reached, or refuses.
+        RPCError: it cannot be reached, or refuses, or ends.
+        OSError: it cannot be started.
     """
 
-    def __init__(self, args: list[Value]) -> None:
-        url, key = _connect_arguments(args)
-        transport = find_transport(url.scheme)
-        channel = transport.connect_blocking(url)
-        assert isinstance(channel, BlockingSocketChannel)
+    def __init__(self, name: str, args: list[Value]) -> None:
+        where, channel, constructor = _connect(args) if name == "rpc.Connect" else _start(name, args)
         try:
-            greet(channel, KeyText(Side.CLIENT, key))
             machine = ClientMachine()
-            request = machine.init(list(args[4:]), ask=False)
+            request = machine.init(constructor, ask=False)
             channel.send(machine.take_outgoing())
             while machine.pending:
                 count = channel.receive_into(machine.reader.get_buffer())
                 if not count:
-                    raise ConnectionLostError(f"{url} ended the session")
+                    raise ConnectionLostError(f"{where} ended the session")
                 machine.reader.received(count)
                 machine.process()
             request.result()
+        except ConnectionLostError as error:
+            channel.close()
+            raise _crash(channel) or error from None
         except BaseException:
             channel.close()
             raise
+        self._child = channel.child if isinstance(channel, BlockingPopenChannel) else None
+        if self._child is not None:
+            self._child.serves()
+        self._channel = channel
         self._socket = channel.socket
 
     def close(self) -> None:
-        """Close the line to the next server."""
-        self._socket.close()
+        """Close the line to where it runs."""
+        if isinstance(self._channel, BlockingPopenChannel):
+            self._channel.finish()
+        else:
+            self._channel.close()
 
     def run(self, client: socket.socket, unread: bytes, set_sending: Callable[[bool], None]) -> None:
         """Move bytes until either end closes. ``unread``: what has been taken off the client's line already."""
@@ -64,17 +78,25 @@ class Forwarding:
         back = _Flow(self._socket, client, b"")
         client.setblocking(False)
         self._socket.setblocking(False)
+        words = None if self._child is None else self._child.words
         poller = select.poll()
         while True:
+            if words is not None and not words.ended:
+                poller.register(words.fd, select.POLLIN)
             for sock, incoming, outgoing in ((client, towards, back), (self._socket, back, towards)):
                 events = (0 if incoming.pending else select.POLLIN) | (select.POLLOUT if outgoing.pending else 0)
                 poller.register(sock, events)
             ready = dict(poller.poll())
+            if words is not None and words.fd in ready:
+                poller.unregister(words.fd)
+                words.look()
             if (towards.pending or ready.get(client.fileno(), 0) & ~select.POLLOUT) and not towards.move():
                 return
             if back.pending or ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
                 data = back.pending or back.receive()
                 if data is None:
+                    if self._child is not None and ends.between:
+                        self._say_why(client)
                     return
                 if not back.pending:
                     continue
@@ -87,6 +109,17 @@ class Forwarding:
                 ends.passed(data[: before - len(back.pending)])
                 if ends.between:
                     set_sending(False)
+
+    def _say_why(self, client: socket.socket) -> None:
+        assert self._child is not None
+        self._child.fall()
+        crash = _crash(self._channel)
+        if crash is not None:
+            packet = encode(ExceptionPacket(to_text(crash, structured=False)))
+            try:
+                client.send(b"".join(bytes(part) for part in packet if not isinstance(part, tuple)))
+            except OSError:
+                pass  # the client has gone, or takes nothing
 
 
 class _Flow:
@@ -154,8 +187,34 @@ class _PacketEnds:
             data = data[step:]
 
 
-def _connect_arguments(args: list[Value]) -> tuple[Url, str]:
+def _connect(args: list[Value]) -> tuple[str, BlockingSocketChannel, list[Value]]:
     if len(args) < 3 or not isinstance(args[0], str) or type(args[1]) is not int or not isinstance(args[2], str):
         raise RPCError("rpc.Connect takes a host, a port, a key, and whether to log")
     url = Url.parse(str(args[0]), args[1])
-    return url, str(args[2])
+    transport = find_transport(url.scheme)
+    channel = transport.connect_blocking(url)
+    if not isinstance(channel, BlockingSocketChannel):  # what moves the bytes waits on sockets alone
+        channel.close()
+        raise RPCError(f"a session is not forwarded over {url.scheme}: only over tcp, unix and popen")
+    if getattr(transport, "greets", True):
+        try:
+            greet(channel, KeyText(Side.CLIENT, str(args[2])))
+        except BaseException:
+            channel.close()
+            raise
+    return str(url), channel, list(args[4:])
+
+
+def _start(name: str, args: list[Value]) -> tuple[str, BlockingPopenChannel, list[Value]]:
+    if name == "rpc.PopenSession" and len(args) == 1 and isinstance(args[0], str | bytes | bytearray | memoryview):
+        binary = str(args[0]) if isinstance(args[0], str) else args[0]
+        return "the program", BlockingPopenChannel(start(binary)), []
+    if name == "rpc.CreatePipeClient" and args and all(isinstance(arg, str) for arg in args):
+        path, *rest = map(str, args)
+        return "the program", BlockingPopenChannel(start(path, rest)), []
+    takes = "a program: its path, or its bytes" if name == "rpc.PopenSession" else "a program's path and its arguments"
+    raise RPCError(f"{name} takes {takes}")
+
+
+def _crash(channel: BlockingSocketChannel) -> SessionCrashedError | None:
+    return channel.crashed() if isinstance(channel, BlockingPopenChannel) else None

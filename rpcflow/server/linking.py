@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from typing import Final
+from collections.abc import Iterator
+from typing import IO, Final
 
 from rpcflow.errors import RPCError
 
@@ -33,7 +34,7 @@ def linked(path: str) -> str:
         known = ", ".join((*LOADABLE, *LINKABLE))
         raise LinkError(f"{os.path.basename(path)!r} cannot be loaded as a module; known suffixes: {known}")
     with tempfile.TemporaryDirectory(prefix="rpcflow-link-") as folder:
-        objects = [path] if path.endswith(".o") else _unpack(path, folder)
+        objects = [path] if path.endswith(".o") else unpacked(path, folder)
         output = f"{path}.so"
         command = [_compiler(), "-shared", "-fPIC", "-o", output, *objects]
         run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
@@ -55,19 +56,34 @@ def _compiler() -> str:
     )
 
 
-def _unpack(path: str, folder: str) -> list[str]:
-    objects: list[str] = []
+def archived(archive: IO[bytes], name: str) -> Iterator[bytes]:
+    """The objects of an archive called ``name``, in order. What they are called in it could lead anywhere.
+
+    Raises:
+        LinkError: it is no archive, or holds no objects.
+    """
+    objects = 0
     try:
-        with tarfile.open(path) as archive:
-            for i, member in enumerate(archive):
+        with tarfile.open(fileobj=archive) as members:
+            for member in members:
                 if member.isfile() and member.name.endswith(".o"):
-                    source = archive.extractfile(member)
+                    source = members.extractfile(member)
                     assert source is not None
-                    objects.append(os.path.join(folder, f"{i}.o"))  # its own name could lead anywhere
-                    with source, open(objects[-1], "wb") as target:
-                        shutil.copyfileobj(source, target)
-    except tarfile.TarError as error:
-        raise LinkError(f"{os.path.basename(path)!r} is not a tar archive: {error}") from error
+                    with source:
+                        yield source.read()
+                    objects += 1
+    except (tarfile.TarError, EOFError) as error:
+        raise LinkError(f"{name!r} is not a tar archive: {error}") from error
     if not objects:
-        raise LinkError(f"{os.path.basename(path)!r} holds no objects")
+        raise LinkError(f"{name!r} holds no objects")
+
+
+def unpacked(path: str, folder: str) -> list[str]:
+    """The objects of an archive, put into ``folder``. Errors as :func:`archived`."""
+    objects: list[str] = []
+    with open(path, "rb") as archive:
+        for data in archived(archive, os.path.basename(path)):
+            objects.append(os.path.join(folder, f"{len(objects)}.o"))
+            with open(objects[-1], "wb") as target:
+                target.write(data)
     return objects

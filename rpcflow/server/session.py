@@ -4,9 +4,7 @@
 import logging
 import os
 import socket
-import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
 from rpcflow.protocol.packets import ExceptionPacket, encode
 from rpcflow.session.wire_errors import to_text
 from rpcflow.transports.accepting import linger, read_hello, say
+from rpcflow.transports.words import LastWords
 
 from .processes import describe_status, kill_group
 from .status import StatusPage
@@ -29,55 +28,9 @@ if TYPE_CHECKING:
 
 _GONE_GRACE: Final = 0.3
 """Seconds a worker has, after its client has gone, to end by itself before it is killed."""
-_LAST_LINES: Final = 80
-_LINE_CHARACTERS: Final = 400
-_LAST_READS: Final = 16
-"""Reads that empty a pipe, were it as large as the system allows: somebody may go on writing to it."""
 _LAUNCHERS: Final = 3
 """Launchers that may die under our hands before a session is given up."""
 _log: Final = logging.getLogger("rpcflow.server")
-
-
-class LastWords:
-    """What a worker writes to its standard output and error: passed on, and the last of it kept."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._open = b""
-
-    async def run(self) -> None:
-        """Pass on until the end or until cancelled."""
-        while True:
-            try:
-                if not self._take():
-                    return
-            except BlockingIOError:
-                pass
-            await anyio.wait_readable(self._fd)  # after each read: one that prints for ever is not the only one here
-
-    def _take(self) -> bool:
-        data = os.read(self._fd, 65536)
-        *lines, self._open = (self._open + data).split(b"\n")
-        self._open = self._open[-_LINE_CHARACTERS:]
-        self._lines.extend(line.decode(errors="replace")[:_LINE_CHARACTERS] for line in lines)
-        try:
-            sys.stderr.write(data.decode(errors="replace"))
-            sys.stderr.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # this program has no standard error, or nobody reads it
-        return bool(data)
-
-    def finish(self) -> str:
-        """The last lines, what is still in the pipe among them."""
-        try:
-            for _ in range(_LAST_READS):
-                if not self._take():
-                    break
-        except BlockingIOError:
-            pass
-        lines = [*self._lines, *([self._open.decode(errors="replace")] if self._open else [])]
-        return "\n".join(lines)
 
 
 class WorkerSession:
@@ -118,7 +71,7 @@ class WorkerSession:
                 theirs.close()
                 self._server._watcher.watch(self._sock, self._client_gone.set)
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(words.run)
+                    tasks.start_soon(_pass_on, words)
                     tasks.start_soon(self._kill_when_client_goes, launcher)
                     last = await self._wait(ready, launcher, page)
                     tasks.cancel_scope.cancel()
@@ -216,6 +169,13 @@ class WorkerSession:
         if words:
             text += f"; its last words:\n{words}"
         return SessionCrashedError(text, signal=signal, status=exit_status, call=call, last_words=words)
+
+
+async def _pass_on(words: LastWords) -> None:
+    """Pass on what a worker says until its end or until cancelled."""
+    while not words.ended:
+        words.look()
+        await anyio.wait_readable(words.fd)  # after each read: one that prints for ever is not the only one here
 
 
 def _bytes(error: RPCError, structured: bool) -> bytes:

@@ -34,7 +34,9 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
     sock.setblocking(True)  # the supervisor, who has it too, no longer reads from it
     forwarding: list[Forwarding] = []
     channel = BlockingSocketChannel(sock, config.poll)
-    executor = Executor(SessionFolder(folder, config.allowed), lambda _, args: forwarding.append(Forwarding(args)))
+    executor = Executor(
+        SessionFolder(folder, config.allowed), lambda name, args: forwarding.append(Forwarding(name, args))
+    )
     machine = executor.machine
     page.set_sending(True)
     if config.greets:

@@ -8,8 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rpcflow.minrpc.with_minrpc import with_minrpc
+
     from .connecting import connect
     from .local import LocalSession
+    from .popen import PopenSession
     from .proxy import Proxy
     from .server import Server
     from .session import Device, Function, Module, RPCSession, Tensor, empty, tensor
@@ -21,6 +24,7 @@ _HOMES = {
     "Function": "rpcflow.sync.session",
     "LocalSession": "rpcflow.sync.local",
     "Module": "rpcflow.sync.session",
+    "PopenSession": "rpcflow.sync.popen",
     "Proxy": "rpcflow.sync.proxy",
     "RPCSession": "rpcflow.sync.session",
     "Server": "rpcflow.sync.server",
@@ -31,6 +35,7 @@ _HOMES = {
     "connect_tracker": "rpcflow.sync.tracker_session",
     "empty": "rpcflow.sync.session",
     "tensor": "rpcflow.sync.session",
+    "with_minrpc": "rpcflow.minrpc.with_minrpc",
 }
 
 __all__ = [
@@ -38,6 +43,7 @@ __all__ = [
     "Function",
     "LocalSession",
     "Module",
+    "PopenSession",
     "Proxy",
     "RPCSession",
     "Server",
@@ -48,6 +54,7 @@ __all__ = [
     "connect_tracker",
     "empty",
     "tensor",
+    "with_minrpc",
 ]
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``connect`` of the blocking API."""
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from rpcflow.client.core import Operation
-from rpcflow.client.options import checked_options, constructor_arguments
+from rpcflow.client.options import checked_options, constructor_arguments, firmware_path, greets
 from rpcflow.errors import CallTimeoutError, WaitTimeoutError
 from rpcflow.session.client import ClientMachine
 from rpcflow.transports import BlockingChannel, find_transport
@@ -27,34 +28,42 @@ def connect(
     wait_timeout: float | None = None,
     call_timeout: float | None = None,
     poll: bool | None = None,
+    firmware: str | os.PathLike[str] | None = None,
 ) -> RPCSession:
     """A session with a server.
 
     Args:
-        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``).
+        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``, ``popen:///path/to/program``).
         port: where ``url`` has none; 9091 by default.
         key: what the server answers to.
         session_timeout: seconds from when the server starts serving until it ends the session; 0 for none.
         session_constructor_args: where the session shall run: name of a constructor of the server
-            (``"rpc.LocalSession"``, ``"rpc.Connect"``) and its arguments.
+            (``"rpc.LocalSession"``, ``"rpc.Connect"``, ``"rpc.PopenSession"``, ``"rpc.CreatePipeClient"``) and its
+            arguments.
         enable_logging: log each request to the logger ``rpcflow.session``.
         wait_timeout: seconds to wait for a server that is busy; None for ever.
         call_timeout: seconds for one operation; None for ever.
         poll: None polls adaptively before sleeping; False never does.
+        firmware: path of the ELF file of what a device without Python runs; it lets
+            :meth:`RPCSession.load_module` link modules for it. In a ``serial:`` address, ``?firmware=`` says the same.
 
     Raises:
         ValueError: an argument that cannot be.
+        FileNotFoundError: there is no file ``firmware``.
         ConnectionLostError: nobody answers.
         WaitTimeoutError: the server stayed busy.
         KeyMismatchError: it answers to another key.
         RemoteError: it refused the session constructor.
     """
     address, key_text = checked_options(url, port, key, session_timeout, wait_timeout, call_timeout)
+    elf = firmware_path(address, firmware)
+    transport = find_transport(address.scheme)
     deadline = None if wait_timeout is None else time.monotonic() + wait_timeout
     channel: BlockingChannel | None = None
     try:
-        channel = find_transport(address.scheme).connect_blocking(address, deadline=deadline, poll=poll)
-        greet(channel, key_text, deadline)
+        channel = transport.connect_blocking(address, deadline=deadline, poll=poll)
+        if greets(transport):
+            greet(channel, key_text, deadline)
     except TimeoutError:
         if channel is not None:
             channel.close()
@@ -66,6 +75,8 @@ def connect(
             channel.close()
         raise
     core = Connection(channel, ClientMachine(), str(address), session_timeout or None, call_timeout, enable_logging)
+    core.firmware = elf
+    core.timed_here = not greets(transport)
     try:
         initialize(core, session_constructor_args, deadline)
     except CallTimeoutError:

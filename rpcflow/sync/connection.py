@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from rpcflow.client.aside import Aside
 from rpcflow.client.core import Operation, SessionCore
 from rpcflow.errors import CallTimeoutError, ConnectionLostError, RPCError
 from rpcflow.protocol.shortcut import MISS
@@ -26,6 +27,7 @@ class Connection(SessionCore):
     def __init__(self, channel: BlockingChannel, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._channel = channel
+        self.crashed = getattr(channel, "crashed", None)
         self._lock = threading.RLock()
         self._closed = False
         self._late_request: Request | None = None
@@ -45,7 +47,10 @@ class Connection(SessionCore):
                 request = next(operation)
                 while True:
                     try:
-                        value = self._roundtrip(request, deadline)
+                        if isinstance(request, Aside):
+                            value = self._aside(request, deadline)
+                        else:
+                            value = self._roundtrip(request, deadline)
                     except RPCError as error:
                         request = operation.throw(error)
                     else:
@@ -203,16 +208,27 @@ class Connection(SessionCore):
             while not request.done:
                 self._receive(deadline)
 
-    def _late(self, request: Request) -> RPCError:
+    def _aside(self, work: Aside, deadline: float | None) -> Any:
+        try:
+            return work.run(None if deadline is None else max(deadline - time.monotonic(), 0.0))
+        except TimeoutError as error:
+            if isinstance(error, RPCError):
+                raise
+            raise self._late(None) from None
+
+    def _late(self, request: Request | None) -> RPCError:
         """A deadline has passed: the call's, or the end of the session."""
         hard = self.hard_deadline
         if hard is not None and time.monotonic() >= hard:
-            lost = self.lost(ConnectionLostError("the server did not keep to session_timeout"), request.label)
+            lost = self.lost(
+                ConnectionLostError("the server did not keep to session_timeout"), request.label if request else ""
+            )
             self.machine.lost = lost
             self.machine.close()
             self._channel.close()
             return lost
-        self._abandon(request)
+        if request is not None:
+            self._abandon(request)
         return CallTimeoutError(
             f"the call took longer than {self.call_timeout} s; the option call_timeout raises that",
             call_timeout=self.call_timeout,
@@ -231,6 +247,7 @@ class Connection(SessionCore):
             return
         self._closed = True
         free = self._lock.acquire(blocking=False)
+        polite = False
         try:
             if free and self.machine.state in (State.OPEN, State.OPENING):
                 self.machine.shutdown()
@@ -238,10 +255,13 @@ class Connection(SessionCore):
                     self._channel.send(self.machine.take_outgoing(), time.monotonic() + _CLOSE_SECONDS)
                 except (TimeoutError, ConnectionLostError):
                     pass  # leaving on a dead line is silent
+                polite = self._late_request is None
+        finally:
             if self.machine.state is not State.CLOSED:
                 self.machine.close()
+            if polite and hasattr(self._channel, "finish"):
+                self._channel.finish()
             self._channel.close()
-        finally:
             if free:
                 self._lock.release()
 

@@ -293,11 +293,16 @@ class RPCSession:
         return Module(self._core, self._core.run(operations.system_lib(self._core)))
 
     def load_module(self, path: str) -> Module:
-        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links."""
+        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links. For a device without files
+        they are linked here, with the firmware named to :func:`connect`, and freed there when nothing refers to them.
+
+        Raises:
+            RPCError: there is no such file, linking failed, the device is another one, or it has no room.
+        """
         return Module(self._core, self._core.run(operations.load_module(self._core, path)))
 
     def upload(self, data: Any, target: str | None = None) -> None:
-        """Put a file into the session's folder.
+        """Put a file into the session's folder. For a device without files it is kept here, in memory.
 
         Args:
             data: a path, bytes, or a file opened in binary mode.

@@ -9,6 +9,10 @@ Contract of every channel, checked by one conformance suite:
 - Foreign errors are translated: ConnectionLostError for whatever the line does.
 - A cancelled or timed-out ``send`` may have sent any part of what it was given: the stream is of no more use. A
   cancelled or timed-out ``receive_into`` has taken nothing.
+
+A channel may have more, which whoever wants it looks for: ``finish()`` (a coroutine where the channel is for tasks)
+closes it after giving the other end a moment to end by itself; ``crashed(call)`` gives the SessionCrashedError that
+stands for a lost line, or None.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,8 @@ from .base import Transport
 
 _GROUP: Final = "rpcflow.transports"
 _OWN: Final = {
+    "popen": "rpcflow.transports.popen",
+    "serial": "rpcflow.transports.serial",
     "tcp": "rpcflow.transports.tcp",
     "unix": "rpcflow.transports.unix",
     "ws": "rpcflow.transports.ws",

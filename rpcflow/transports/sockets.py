@@ -83,6 +83,9 @@ class BlockingSocketChannel:
         poll: False turns polling off.
     """
 
+    _watches = False
+    """Whether there is something else to look after whenever we wait: then the socket is not in blocking mode."""
+
     def __init__(self, sock: socket.socket, poll: bool | None = None) -> None:
         self.socket = sock
         self._polls = poll is not False and bool(DONTWAIT)
@@ -99,7 +102,10 @@ class BlockingSocketChannel:
                 data = parts[0]
                 self._length = len(data)
                 # Within one call, so that no signal comes between the sending and the writing down of it.
-                self._progress.extend(map(sock.send, (data,), (NOSIGNAL,)))
+                try:
+                    self._progress.extend(map(sock.send, (data,), (NOSIGNAL,)))
+                except BlockingIOError:
+                    self._progress.append(0)
                 sent = self._progress[0]
                 if sent == len(data):
                     return
@@ -107,7 +113,7 @@ class BlockingSocketChannel:
                 parts = [data[sent:]]
             outgoing = Outgoing(parts)
             while outgoing:
-                if deadline is None:
+                if deadline is None and not self._watches:
                     outgoing.send(sock, NOSIGNAL)
                     continue
                 self._wait(select.POLLOUT, deadline)
@@ -146,7 +152,7 @@ class BlockingSocketChannel:
                             else:
                                 self._polling.hit()
                         return count
-            if deadline is not None:
+            if deadline is not None or self._watches:
                 self._wait(select.POLLIN, deadline)
             count = receive(buffer)
         except OSError as error:
@@ -170,8 +176,8 @@ class BlockingSocketChannel:
             return TimeoutError()  # the deadline passed; with a number it is TCP that has given the peer up
         return lost(error) if self._open else ConnectionLostError("the connection is closed")
 
-    def _wait(self, event: int, deadline: float) -> None:
-        wait_for(self.socket, event, deadline)
+    def _wait(self, event: int, deadline: float | None) -> None:
+        wait_for(self.socket, event, float("inf") if deadline is None else deadline)
 
 
 def end_sending(channel: Any) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port."""
+"""Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port. Paths of sockets and programs may be
+relative: ``unix:path``, ``popen:path``."""
 
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -40,7 +41,7 @@ class Url:
             raise ValueError(f"{url!r} is neither a host nor a URL such as tcp://host:9091")
         if url.startswith("unix:"):
             return cls("unix", path=_unix_path(url))
-        if "://" not in url:
+        if "://" not in url and not url.startswith("popen:"):
             host = url.removeprefix("[").removesuffix("]")
             if not host:
                 raise ValueError(f"{url!r} is not a host")
@@ -75,7 +76,8 @@ class Url:
             return f"unix://{self.path}" if self.path.startswith("/") else f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         query = f"?{urlencode(self.query)}" if self.query else ""
-        return f"{self.scheme}://{f'{host}:{self.port}' if host else ''}{self.path}{query}"
+        slashes = "" if self.scheme == "popen" and not self.path.startswith("/") else "//"
+        return f"{self.scheme}:{slashes}{f'{host}:{self.port}' if host else ''}{self.path}{query}"
 
 
 def address_url(address: Any, default_port: int) -> Url:

@@ -14,19 +14,24 @@ import anyio
 import pytest
 
 from rpcflow.errors import ConnectionLostError
+from rpcflow.protocol.link import DeviceLink
 from rpcflow.protocol.values import FilePayload
 from rpcflow.transports import AsyncChannel, Url, find_transport
+from rpcflow.transports.async_link_channel import AsyncLinkChannel
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.async_ws import AsyncWebSocketChannel
+from rpcflow.transports.link_channel import LinkEnd
 from rpcflow.transports.memory import channel_pair
 from rpcflow.transports.sockets import tune
 from rpcflow.transports.testing import AsyncFaultyChannel, Faults
+from tests.line import Terminal
 
 from .conftest import accept
+from .device import ROOMY
 
 pytestmark = pytest.mark.anyio
 SOCKETS = ["ipv4", "ipv6", "name", "unix"]
-KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws"]
+KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws", "serial"]
 TINY = Faults(receive_step=1000, send_step=777)
 Opened = Callable[[], Any]
 
@@ -46,8 +51,15 @@ def opened(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any]
         wrapper, _, inner = kind.rpartition(" ")
         near: AsyncChannel
         far: AsyncChannel
+        terminal = None
         if inner == "memory":
             near, far = channel_pair()
+        elif inner == "serial":
+            terminal = Terminal()
+            far = AsyncLinkChannel(LinkEnd(terminal.fd, DeviceLink(ROOMY), "the host"), lambda: None)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(far.begin)
+                near = await find_transport("serial").connect(Url("serial", path=terminal.path))
         elif inner == "ws":
             listener, text = listening(inner)
             accepted = accepting(listener)
@@ -73,6 +85,8 @@ def opened(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any]
         finally:
             near.close()
             far.close()
+            if terminal is not None:
+                terminal.close()
 
     return open_pair
 
@@ -119,7 +133,7 @@ async def test_parts_of_other_item_sizes(opened: Opened) -> None:
 
 
 async def test_large_transfer_both_ways_at_once(opened: Opened, kind: str) -> None:
-    size = (1 if "tiny" in kind or kind == "memory" else 16) << 20
+    size = (1 if "tiny" in kind or kind in ("memory", "serial") else 16) << 20
     up, down = os.urandom(size), os.urandom(size)
     got: dict[str, bytes] = {}
 
@@ -154,7 +168,7 @@ async def test_large_parts_are_not_joined_or_copied(opened: Opened) -> None:
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4", "serial"])
 async def test_files(opened: Opened, tmp_path: Path) -> None:
     data = os.urandom((4 << 20) + 17)
     (tmp_path / "file").write_bytes(data)
@@ -169,7 +183,7 @@ async def test_files(opened: Opened, tmp_path: Path) -> None:
         assert file.tell() == 0
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4", "serial"])
 async def test_file_that_became_shorter(opened: Opened, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"short")
     async with opened() as (near, _):

@@ -13,21 +13,25 @@ from typing import Any
 import pytest
 
 from rpcflow.errors import ConnectionLostError
+from rpcflow.protocol.link import DeviceLink
 from rpcflow.protocol.values import FilePayload
 from rpcflow.transports import BlockingChannel, Url, find_transport
+from rpcflow.transports.link_channel import BlockingLinkChannel, LinkEnd
 from rpcflow.transports.memory import blocking_channel_pair
 from rpcflow.transports.sockets import BlockingSocketChannel, tune
 from rpcflow.transports.testing import Faults, FaultyChannel
 from rpcflow.transports.ws import BlockingWebSocketChannel
+from tests.line import Terminal
 
 from .conftest import accept
+from .device import ROOMY
 
 Pair = tuple[BlockingChannel, BlockingChannel]
 SOCKETS = ["ipv4", "ipv6", "name", "unix"]
 TINY = Faults(receive_step=1000, send_step=777)
 
 
-KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws"]
+KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws", "serial"]
 
 
 @pytest.fixture(params=KINDS)
@@ -42,8 +46,16 @@ def pair(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any], 
     wrapper, _, inner = kind.rpartition(" ")
     near: BlockingChannel
     far: BlockingChannel
+    terminal = None
     if inner == "memory":
         near, far = blocking_channel_pair()
+    elif inner == "serial":
+        terminal = Terminal()
+        far = BlockingLinkChannel(LinkEnd(terminal.fd, DeviceLink(ROOMY), "the host"), lambda: None)
+        with ThreadPoolExecutor(1) as pool:
+            begun = pool.submit(far.begin, time.monotonic() + 10)
+            near = find_transport("serial").connect_blocking(Url("serial", path=terminal.path))
+            begun.result()
     elif inner == "ws":
         listener, text = listening(inner)
         accepted = accepting(listener)
@@ -67,6 +79,8 @@ def pair(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any], 
     yield near, far
     near.close()
     far.close()
+    if terminal is not None:
+        terminal.close()
 
 
 @pytest.fixture
@@ -129,6 +143,7 @@ def test_receives_at_least_one_byte_and_no_more_than_fit(pair: Pair) -> None:
     assert take(far, 3 - first) == b"abc"[first:]
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "serial"])  # that one is for one thread at a time
 def test_large_transfer_both_ways_at_once(pair: Pair, kind: str, spawn: Callable[..., Any]) -> None:
     near, far = pair
     size = (2 if "tiny" in kind or kind == "memory" else 24) << 20
@@ -163,7 +178,7 @@ def test_large_parts_are_not_joined_or_copied(pair: Pair, spawn: Callable[..., A
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4", "serial"])
 @pytest.mark.parametrize("timed", [False, True])
 def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: bool) -> None:
     near, far = pair
@@ -180,7 +195,7 @@ def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: boo
         assert file.tell() == 0
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4"])
+@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4", "serial"])
 def test_file_that_became_shorter(pair: Pair, tmp_path: Path) -> None:
     near, _ = pair
     (tmp_path / "file").write_bytes(b"short")

@@ -40,6 +40,8 @@ PATHS = st.text(string.ascii_letters + string.digits + "/._-", max_size=30).map(
         ("unix:/tmp/s", None, Url("unix", path="/tmp/s")),
         ("unix:s", None, Url("unix", path="s")),
         ("popen:///bin/true", None, Url("popen", path="/bin/true")),
+        ("popen:./x?arg=1", None, Url("popen", path="./x", query=(("arg", "1"),))),
+        ("popen:x", None, Url("popen", path="x")),
         (
             "serial:///dev/ttyUSB0?baud=115200",
             None,

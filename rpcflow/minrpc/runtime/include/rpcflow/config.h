@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sizes, all fixed when this is compiled; override by -DNAME=value. "Costs" is static memory where pointers have 32 bits.
+ * Sizes, all fixed when this is compiled; override by -DNAME=value. "Costs" is static memory where pointers have 32
+ * bits. hal/posix_config.h has those for processes.
  */
 #ifndef RPCFLOW_CONFIG_H
 #define RPCFLOW_CONFIG_H
 
-/* Largest request but for tensor data, which goes straight to its place: a call with its arguments. Costs as many bytes. */
+/* Largest request but for tensor data, which goes straight to its place: a call with its arguments. Costs as many
+ * bytes. */
 #ifndef RPCFLOW_PACKET_NBYTES
 #define RPCFLOW_PACKET_NBYTES 1024
 #endif
@@ -42,9 +44,20 @@
 #define RPCFLOW_MAX_MODULES 4
 #endif
 
-/* Time evaluators that live at the same time. Costs 48 bytes each. */
+/* Time evaluators that live at the same time. Costs 52 bytes each. */
 #ifndef RPCFLOW_MAX_EVALUATORS
 #define RPCFLOW_MAX_EVALUATORS 2
+#endif
+
+/* 1: linked with the library of tvm-ffi, 2: with TVM's runtime library too. What is registered there can be called.
+ * 0: there is nothing else here. */
+#ifndef RPCFLOW_LIBRARY
+#define RPCFLOW_LIBRARY 0
+#endif
+
+/* With a library: objects that a host may hold at the same time. Costs 16 bytes each, with 64-bit pointers. */
+#ifndef RPCFLOW_MAX_OBJECTS
+#define RPCFLOW_MAX_OBJECTS 16384
 #endif
 
 /* Longest error message. Costs as many bytes. */

@@ -32,7 +32,8 @@ enum {
   RPCFLOW_BYTES_OBJECT = 66,
   RPCFLOW_FUNCTION_OBJECT = 68,
   RPCFLOW_TENSOR_OBJECT = 70,
-  RPCFLOW_MODULE_OBJECT = 73
+  RPCFLOW_MODULE_OBJECT = 73,
+  RPCFLOW_OBJECT_REFERENCE = 115 /* on the line only: any object that has a handle */
 };
 
 typedef struct {
@@ -81,7 +82,8 @@ typedef struct {
 
 /*
  * A function as TVM compiles it (symbol `__tvm_ffi_NAME`) and as rpcflow calls it. Returns 0; or -1 after an error was
- * raised by rpcflow_raise or TVMFFIErrorSetRaisedFromCStrParts. `result` is None when it is called.
+ * raised by rpcflow_raise or TVMFFIErrorSetRaisedFromCStrParts. `self` is NULL, and `result` None when it is called.
+ * Results are None, ints, bools, floats, pointers, dtypes, devices, strings and bytes; small ones up to 7 bytes.
  */
 typedef int (*rpcflow_function)(void *self, const rpcflow_value *args, int32_t count, rpcflow_value *result);
 

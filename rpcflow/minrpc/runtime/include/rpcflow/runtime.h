@@ -18,8 +18,8 @@ extern "C" {
 /* What the stream's calls and rpcflow_serve return. */
 enum {
   RPCFLOW_OK = 0,
-  RPCFLOW_ENDED = 1,  /* the other end is gone, or has begun a new session */
-  RPCFLOW_FAILED = 2  /* reading or writing failed, or what came is no packet: the stream is of no more use */
+  RPCFLOW_ENDED = 1,  /* the other end is gone, or has begun a new session; of rpcflow_serve: between two packets */
+  RPCFLOW_FAILED = 2  /* reading or writing failed, or what came is no packet, or half of one: it is of no more use */
 };
 
 /* Bytes in order. All calls block until they have moved all bytes, and return RPCFLOW_OK, _ENDED or _FAILED. */
@@ -30,7 +30,7 @@ typedef struct {
   int (*flush)(void *context); /* a packet is whole: what was kept back goes out. NULL: nothing is ever kept back */
 } rpcflow_stream;
 
-/* The machine. Written once, before the first session. */
+/* The machine. rpcflow_start takes a copy; what it refers to must stay. Fields that are not used are 0. */
 typedef struct {
   uint64_t (*clock_ns)(void);                 /* never goes back; any beginning */
   void (*sleep_ms)(uint32_t milliseconds);    /* NULL: the clock is watched */
@@ -41,6 +41,7 @@ typedef struct {
   size_t build_id_nbytes;
 } rpcflow_machine;
 
+/* Once, before the first session. */
 void rpcflow_start(const rpcflow_machine *machine);
 
 /*
@@ -50,8 +51,12 @@ void rpcflow_start(const rpcflow_machine *machine);
 int rpcflow_serve(const rpcflow_stream *stream);
 
 /*
- * Offer a function under a name, before the first session; both must stay. Returns 0, or -1 when the table of
- * RPCFLOW_MAX_FUNCTIONS is full or the name is taken.
+ * Offer a function under a name, before the first session; both must stay. It may be done before rpcflow_start. Returns
+ * 0, or -1 when the table of RPCFLOW_MAX_FUNCTIONS is full (a host that looks for a function there is told) or the name
+ * is taken.
+ *
+ * The tensors that it is called with lie whole in the machine's memory, and are aligned for their elements. Nothing
+ * else of its arguments has been checked, neither number nor types; and pointers are those that the host sends.
  */
 int rpcflow_register(const char *name, rpcflow_function function);
 

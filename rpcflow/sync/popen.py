@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session with a program that we start."""
+
+import time
+from collections.abc import Sequence
+
+from rpcflow.client.options import check_timeouts
+from rpcflow.errors import CallTimeoutError, WaitTimeoutError
+from rpcflow.session.client import ClientMachine
+from rpcflow.transports.child import Binary, check, start_in_thread
+from rpcflow.transports.popen import BlockingPopenChannel
+
+from .connecting import initialize
+from .connection import Connection
+from .session import RPCSession
+
+
+class PopenSession(RPCSession):
+    """A session with a program that is started for it and ends with it.
+
+    The program is given two more arguments, the numbers of the descriptors that it reads from and writes to, as stock's
+    minrpc servers expect. What it prints comes out at our standard error. Closing asks it to end; one that has not
+    ended a second later, or that is in a call, is killed.
+
+    Args:
+        binary: its path, or its bytes, which leave no file behind.
+        args: further arguments, before the two.
+        enable_logging: log each request to the logger ``rpcflow.session``.
+        wait_timeout: seconds until it must have answered; None for ever.
+        call_timeout: seconds for one operation; None for ever.
+        poll: None polls adaptively before sleeping; False never does.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be.
+        OSError: it cannot be started: FileNotFoundError, PermissionError ...
+        SessionCrashedError: it has ended, in a call too: its exit status or signal, and the last it printed.
+        WaitTimeoutError: it did not answer.
+    """
+
+    def __init__(
+        self,
+        binary: Binary,
+        *,
+        args: Sequence[str] = (),
+        enable_logging: bool = False,
+        wait_timeout: float | None = None,
+        call_timeout: float | None = None,
+        poll: bool | None = None,
+    ) -> None:
+        name = check(binary)
+        check_timeouts(wait_timeout, call_timeout)
+        deadline = None if wait_timeout is None else time.monotonic() + wait_timeout
+        channel = BlockingPopenChannel(start_in_thread(binary, args, poll), poll)
+        try:
+            core = Connection(channel, ClientMachine(), f"the process {name}", log=enable_logging)
+            super().__init__(core)
+            initialize(core, None, deadline)
+        except CallTimeoutError:
+            channel.close()
+            raise WaitTimeoutError(
+                f"the process {name} did not answer within {wait_timeout:g} s", wait_timeout=wait_timeout
+            ) from None
+        except BaseException:
+            channel.close()
+            raise
+        channel.child.serves()
+        core.call_timeout = call_timeout
