@@ -15,7 +15,7 @@ LOCK := requirements-dev.lock
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$(( n < 2 ? 2 : n > 8 ? 8 : n )))
 # More arguments for pytest: make test ARGS="-k handshake -x"
 ARGS ?=
-# The time a `make fuzz` run gets, in all, in minutes.
+# The time a `make fuzz` run gets, in minutes: for Python, and for C.
 MINUTES ?= 5
 # The TVM release for `make test-interop`, and the tvm-ffi to go with it ("" for the newest that fits).
 TVM ?= 0.26.*
@@ -30,7 +30,7 @@ BIN := $(VENV)/bin
 # Compilers and ninja are looked up on PATH by the code under test.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
+.PHONY: help demo firmware test lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
 	env-demo env-test env-lint env-docs env-fuzz env-bench
 
 help: ## this list
@@ -38,6 +38,17 @@ help: ## this list
 
 demo: env-demo ## run the whole of the main job on this machine
 	@PATH="$(CURDIR)/$(DEMO_VENV)/bin:$$PATH" $(DEMO_VENV)/bin/rpcflow demo
+
+firmware: env-test ## build examples/firmware for the boards and as a process, into build/firmware
+	@scripts/system-packages c++ arm-gcc riscv-gcc
+	@mkdir -p build/firmware
+	@$(BIN)/python examples/firmware/tvm_kernel.py build/firmware
+	@for board in lm3s6965evb mps2-an386 riscv-virt posix posix-serial; do \
+		$(BIN)/python -m rpcflow.minrpc --board $$board -o build/firmware/$$board examples/firmware/kernels.c \
+			build/firmware/tvm_kernel-$${board%-serial}.o; \
+		echo "build/firmware/$$board"; \
+	done
+	@$(BIN)/python -m rpcflow.minrpc.sizes --board lm3s6965evb --flash 12288 --ram 1024
 
 test: env-test ## run the tests (ARGS="..." for pytest, JOBS=n processes)
 	@$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
@@ -61,8 +72,9 @@ diagrams: env-test ## draw the state machines anew from their tables
 	@$(BIN)/python -m rpcflow.session.diagram > docs/explanation/states.md.new
 	@mv docs/explanation/states.md.new docs/explanation/states.md
 
-fuzz: env-fuzz ## fuzz codecs and state machines (MINUTES=n)
+fuzz: env-fuzz ## fuzz codecs and state machines, then the C runtime (MINUTES=n for each)
 	@$(RUN) $(BIN)/python -m fuzz --minutes $(MINUTES)
+	@scripts/fuzz-c $(MINUTES)
 
 bench: env-bench ## measure side by side with other RPC systems
 	@$(RUN) $(BIN)/python -m benchmarks
@@ -98,14 +110,14 @@ env-demo:
 	@scripts/system-packages venv c++ ninja
 	@scripts/environment $(DEMO_VENV) $(LOCK) -e '.[server]'
 env-test:
-	@scripts/system-packages venv c++ ninja --optional ip chromium
+	@scripts/system-packages venv c++ ninja --optional ip chromium clang arm-gcc riscv-gcc qemu-arm qemu-riscv
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 env-lint:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 env-docs:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,docs]'
 env-fuzz:
-	@scripts/system-packages venv c++ ninja
+	@scripts/system-packages venv c++ ninja clang
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 	@scripts/environment $(VENV) $(LOCK) -e '.[fuzz]'
 env-bench:

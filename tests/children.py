@@ -1,8 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs for sessions on a pipe: scripts, so that tests need no compiler."""
 
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from tests.server.support import Traces, descriptors, until
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,3 +128,19 @@ def ours() -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             pass  # that thread has just ended
     return found
+
+
+@contextlib.contextmanager
+def nothing_left(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Traces]:
+    """Around a test: at its end there is no process, zombie, file or descriptor more than before."""
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    found = Traces(temporary, patch)
+    before = descriptors()
+    yield found
+    gc.collect()
+    assert found.none(), (found.processes(), found.files())
+    until(lambda: descriptors() <= before, "closing all descriptors")
+    assert not ours()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -21,8 +20,8 @@ import pytest
 
 import rpcflow
 from rpcflow import sync
-from tests.children import ours, quick_script, quick_source, server_script, server_source, write_script
-from tests.server.support import Traces, descriptors, exists, until
+from tests.children import nothing_left, ours, quick_script, quick_source, server_script, server_source, write_script
+from tests.server.support import Traces, exists, until
 from tests.transcripts import DATA
 
 from .lifted import Lifted
@@ -56,16 +55,8 @@ packet(); answer(zero)
 @pytest.fixture(autouse=True)
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traces]:
     """Nothing may be left of what a test has started."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    found = Traces(folder, monkeypatch)
-    before = descriptors()
-    yield found
-    gc.collect()
-    assert found.none(), (found.processes(), found.files())
-    until(lambda: descriptors() <= before, "closing all descriptors")
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)  # no zombie either
+    with nothing_left(tmp_path, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture

@@ -25,6 +25,8 @@ class Faults:
     double: float = 0.0
     add: float = 0.0
     pieces: float = 0.0
+    repeat: float = 0.0
+    """That what is given at once arrives twice."""
     delay: float = 0.0
     """Seconds, at most, on top of what the line takes."""
 
@@ -45,6 +47,8 @@ class Direction:
         self._free = max(self._free, now)
         delay = self.random.random() * self.faults.delay
         lost = self.random.random() < self.faults.pieces
+        if self.random.random() < self.faults.repeat:
+            data += data
         for at in range(0, len(data), _STEP):
             piece = data[at : at + _STEP]
             self._free += len(piece) / SPEED

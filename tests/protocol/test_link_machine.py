@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.link import DeviceLink, Frame, FrameReader, HostLink, Kind, Reason, Sizes, State, encode
@@ -20,6 +20,7 @@ BAD = st.builds(
     double=st.sampled_from([0, 0, 0.001, 0.01]),
     add=st.sampled_from([0, 0, 0.001, 0.01]),
     pieces=st.sampled_from([0, 0.01, 0.2]),
+    repeat=st.sampled_from([0, 0.1, 0.5]),
     delay=st.sampled_from([0, 0, 0.01, 0.3]),
 )
 SIZES = st.builds(
@@ -103,51 +104,52 @@ class Links(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 2**16), host=SIZES, device=SIZES)
     def begin(self, seed: int, host: Sizes, device: Sizes) -> None:
         self.world = World(seed, host, device)
+        self.world.run(0.1)
 
     @rule(way=st.sampled_from([0, 1]), faults=BAD)
     def line_gets_bad(self, way: int, faults: Faults) -> None:
         self.world.ways[way].faults = faults
 
-    @rule(way=st.sampled_from([0, 1]))
-    def line_gets_good(self, way: int) -> None:
-        self.world.ways[way].faults = Faults()
+    @rule(
+        ends=st.sampled_from([["host"], ["device"], ["host", "device"]]),
+        nbytes=st.integers(1, 2000),
+        seconds=st.sampled_from([0.0, 0.003, 0.03, 0.3]),
+    )
+    def send(self, ends: list[str], nbytes: int, seconds: float) -> None:
+        for end in ends:
+            self.world.send(end, nbytes)
+        self.world.run(seconds)
 
-    @rule(end=st.sampled_from(["host", "device"]), nbytes=st.integers(1, 2000))
-    def send(self, end: str, nbytes: int) -> None:
-        self.world.send(end, nbytes)
+    @rule(calls=st.integers(1, 20), nbytes=st.sampled_from([1, 40, 300]))
+    def call_and_answer(self, calls: int, nbytes: int) -> None:
+        for _ in range(calls):
+            self.world.send("host", nbytes)
+            self.world.run(0.02)
+            self.world.send("device", nbytes)
+            self.world.run(0.02)
 
     @rule(seconds=st.sampled_from([0.001, 0.02, 0.1, 0.5]))
     def time_passes(self, seconds: float) -> None:
         self.world.run(seconds)
 
-    @rule()
-    def programs_stop_reading(self) -> None:
-        self.world.reading = False
-
-    @rule()
-    def programs_read(self) -> None:
-        self.world.reading = True
+    @rule(reading=st.booleans())
+    def programs_read_or_not(self, reading: bool) -> None:
+        self.world.reading = reading
         self.world._settle()
 
-    @rule()
-    def device_is_reset(self) -> None:
-        self.world.reset_device()
-
-    @rule()
-    def device_loses_power(self) -> None:
-        self.world.powered = False
-
-    @rule()
-    def host_is_killed(self) -> None:
-        self.world.reset_host()
-
-    @precondition(lambda self: self.world is not None)
-    @rule()
-    def host_closes(self) -> None:
-        self.world.host.close()
-        self.world._settle()
-        assert self.world.host.state is State.CLOSED
-        self.world.reset_host()
+    @rule(what=st.sampled_from(["device reset", "power off", "host killed", "host closes"]))
+    def mishap(self, what: str) -> None:
+        world = self.world
+        if what == "device reset":
+            world.reset_device()
+        elif what == "power off":
+            world.powered = False
+        else:
+            if what == "host closes":
+                world.host.close()
+                world._settle()
+                assert world.host.state is State.CLOSED
+            world.reset_host()
 
     def teardown(self) -> None:
         world = self.world

@@ -14,8 +14,8 @@ import pytest
 
 import rpcflow
 from rpcflow import sync
-from tests.children import ours, quick_script, server_script
-from tests.server.support import Traces, descriptors, exists, line, script, until
+from tests.children import nothing_left, ours, quick_script, server_script
+from tests.server.support import Traces, exists, line, script, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes on a pipe are for POSIX systems")
 
@@ -23,14 +23,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes on a pipe 
 @pytest.fixture(autouse=True)
 def traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traces]:
     """Nothing may be left of what a test has started."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    found = Traces(folder, monkeypatch)
-    before = descriptors()
-    yield found
-    assert found.none(), (found.processes(), found.files())
-    until(lambda: descriptors() <= before, "closing all descriptors")
-    assert not ours()
+    with nothing_left(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def test_it_lives_until_it_and_all_it_gave_is_collected(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ typedef struct {
   uint8_t packet[RPCFLOW_PACKET_NBYTES];
 } rpcflow_state;
 
+RPCFLOW_STATIC_ASSERT(sizeof(void *) == 8 || offsetof(rpcflow_state, evaluators) <= 128, state_before_its_tables);
+
 extern rpcflow_state rpcflow_core;
 
 /* text.c: what is needed of strings, in a tenth of the room that usual libraries take for speed. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Frames of the link layer, a byte at a time: stuffing, check sum, and where the fields are. No state beyond a frame. */
+/* Frames of the link layer, a byte at a time: stuffing, check sum, and where the fields are. */
 #ifndef RPCFLOW_SRC_LINK_FRAME_H
 #define RPCFLOW_SRC_LINK_FRAME_H
 

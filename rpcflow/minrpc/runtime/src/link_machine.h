@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the line side (link.c) and the stream side (link_stream.c) of the link have in common. All of it is called locked. */
+/* What the line side (link.c) and the stream side (link_stream.c) of the link have in common; called locked. */
 #ifndef RPCFLOW_SRC_LINK_MACHINE_H
 #define RPCFLOW_SRC_LINK_MACHINE_H
 

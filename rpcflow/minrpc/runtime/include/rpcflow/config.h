@@ -76,7 +76,7 @@
 #define RPCFLOW_LINK_PAYLOAD_NBYTES 256
 #endif
 
-/* Link layer: frames that can be received before the program takes them, 1 to 64. Costs the payload each. */
+/* Link layer: frames that can be received before the program takes them, 1 to 64. Costs the payload + 2 each. */
 #ifndef RPCFLOW_LINK_RECEIVE_FRAMES
 #define RPCFLOW_LINK_RECEIVE_FRAMES 4
 #endif
