@@ -100,10 +100,9 @@ def test_a_size_is_obeyed(tmp_path: Path) -> None:
     used = []
     for chosen in ({}, sizes):
         build("lm3s6965evb", tmp_path / "fw", sizes=chosen)
-        (line,) = (
-            line for line in run([nm, "-S", tmp_path / "fw"]).splitlines() if line.endswith("rpcflow_board_link")
-        )
-        used.append(int(line.split()[1], 16))
+        symbols = run([nm, "-S", tmp_path / "fw"]).splitlines()
+        (size,) = (line.split()[1] for line in symbols if line.endswith("rpcflow_board_link"))
+        used.append(int(size, 16))
     # As config.h says: the payload for each frame, 8 bytes for one to send, 2 for one to receive.
     assert abs(used[0] - used[1] - (8 * 256 - 2 * 32 + 3 * 8 + 3 * 2)) < 4
 
@@ -128,7 +127,7 @@ def test_errors_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "nosuch" in (caught.value.output or "")
     undefined = tmp_path / "undefined.c"
     undefined.write_text("int nosuch(void);\n__attribute__((constructor)) static void f(void) { nosuch(); }\n")
-    with pytest.raises(BuildError, match="(?s)could not link:.*undefined reference to .nosuch."):
+    with pytest.raises(BuildError, match=r"(?s)could not link:.*undefined reference to .nosuch."):
         build("posix", output, [undefined])
     with pytest.raises(BuildError, match="could not write"):
         build("posix", tmp_path / "no" / "such" / "folder")

@@ -79,8 +79,9 @@ class World:
         self.ways = Direction(seed), Direction(seed + 1)
         self.reading = True
         self.powered = True
-        self.sent: dict[tuple[int, str], bytearray] = {}
-        self.got: dict[tuple[int, str], bytearray] = {}
+        self.sent: dict[tuple[object, ...], bytearray] = {}
+        self.got: dict[tuple[object, ...], bytearray] = {}
+        self.devices = 0
         self._order = count()
         self._arriving: list[tuple[float, int, int, bytes]] = []
         self._numbers = count(1)
@@ -101,6 +102,7 @@ class World:
 
     def reset_device(self) -> None:
         self.device = DeviceLink(self.sizes[1])
+        self.devices += 1
         self.powered = True
         self._settle()
 
@@ -112,7 +114,7 @@ class World:
         if flush:
             link.flush()
         if taken:
-            self.sent.setdefault((link.session, end), bytearray()).extend(data[:taken])
+            self.sent.setdefault(self._key(end), bytearray()).extend(data[:taken])
         self._settle()
         return taken
 
@@ -163,15 +165,25 @@ class World:
         for way, link in enumerate((self.host, self.device)):
             if way and not self.powered:
                 continue
-            other = ("device", "host")[way]
             while self.reading and (nbytes := link.read_into(buffer)):
-                self.got.setdefault((link.session, other), bytearray()).extend(buffer[:nbytes])
+                self.got.setdefault(self._key(("host", "device")[way]), bytearray()).extend(buffer[:nbytes])
             if data := link.take_outgoing(self.now):
                 for at, piece in self.ways[way].carry(data, self.now):
                     heapq.heappush(self._arriving, (at, next(self._order), way, piece))
         self.check()
 
+    def _key(self, end: str) -> tuple[object, ...]:
+        return (self._link(end).session, end, *([self.devices] if end == "device" else []))
+
     def check(self) -> None:
-        """What must hold at every moment: what came is the beginning of what was sent, in the same session."""
+        """What must hold at every moment: what came is the beginning of what was sent, in the same session. A device
+        that is reset before anything has passed in a session may begin that again."""
         for key, data in self.got.items():
-            assert self.sent.get(key, b"")[: len(data)] == data, f"{key}: other bytes than were sent"
+            other = "host" if key[1] == "device" else "device"
+            sent = [stream for name, stream in self.sent.items() if name[:2] == (key[0], other)]
+            assert any(stream[: len(data)] == data for stream in sent), f"{key}: other bytes than were sent"
+
+    def whole(self) -> bool:
+        """Whether both ends of the present session have got all that was sent."""
+        ends = self._key("host"), self._key("device")
+        return all(self.got.get(ends[i]) == self.sent.get(ends[1 - i]) for i in (0, 1))

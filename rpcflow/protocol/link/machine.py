@@ -22,6 +22,9 @@ HELLO_SECONDS: Final = 0.2
 PING_SECONDS: Final = 1.0
 _HELLOS: Final = 8
 """Sent in vain with one session number before another is tried."""
+_BEHIND: Final = 16
+"""Frames in a row whose `wanted` cannot be of a device that has been in the session from its beginning. A line that
+carries some frames twice may bring a few."""
 _REASONS: Final[dict[int, str]] = {
     Reason.UNKNOWN: "the device does not know this session any more: it was reset, or another program has used it",
     Reason.STARTED: "the device was reset",
@@ -285,9 +288,13 @@ class HostLink(Link):
                 self._waiting.clear()
                 self._open(frame)
                 self._heard, self._ping = now, now + PING_SECONDS
+            elif self.state is State.OPEN and self._sender.taken:
+                self._fail(ConnectionLostError(_REASONS[Reason.STARTED]))
         elif frame.kind is not Kind.HELLO and self.state is State.OPEN:
             self._heard, self._ping = now, now + PING_SECONDS
             self._in_session(frame, now)
+            if self._sender.behind >= _BEHIND:
+                self._fail(ConnectionLostError(_REASONS[Reason.STARTED]))
 
     def _was_reset(self, frame: Frame, now: float) -> None:
         reason = frame.payload[0]

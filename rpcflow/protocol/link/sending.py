@@ -77,6 +77,10 @@ class Sender:
 
     def __init__(self, payload_nbytes: int, credit: int, window: int, gives_up: bool, byte_seconds: float) -> None:
         self.round_trip = RoundTrip((payload_nbytes + OVERHEAD_NBYTES) * byte_seconds)
+        self.taken = False
+        """Whether the other end has taken any frame."""
+        self.behind = 0
+        """Frames in a row by which the other end wants what it has taken before, or what it cannot know of."""
         self._most = self._payload_nbytes = payload_nbytes
         self._window = window
         self._credit = min(credit, MAX_CREDIT)
@@ -152,9 +156,12 @@ class Sender:
         """What a frame says of ours."""
         count = (wanted - self._oldest) & 255
         if count > self._sent:
-            return  # none that we have sent
+            self.behind += 1
+            return  # none that we have sent, or one that has arrived already
+        self.behind = 0
         self._credit = min(credit, MAX_CREDIT)
         if count:
+            self.taken = True
             last = self._frames[count - 1]
             if last.tries == 1:
                 self.round_trip.measured(max(now - last.given, 0.0))

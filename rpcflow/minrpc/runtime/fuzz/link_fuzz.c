@@ -12,8 +12,8 @@
 
 #include "link_frame.h"
 
-#define MUST(condition) \
-  do {                  \
+#define MUST(condition)        \
+  do {                         \
     if (!(condition)) abort(); \
   } while (0)
 

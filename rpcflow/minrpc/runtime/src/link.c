@@ -5,17 +5,14 @@
 enum { DUE_RESET = 1, DUE_WELCOME = 2, DUE_NAK = 4, DUE_ACK = RPCFLOW_LINK_DUE_ACK };
 enum { UNKNOWN_SESSION = 0, STARTED = 1, OTHER_VERSION = 3 };
 enum { SMALLEST_PAYLOAD = 32, PAYLOAD_GROWTH = 4, MOST_CREDIT = 64 };
-enum { ACK_DELAY_MS = 10, TIMER_FIRST_MS = 300, TIMER_LEAST_MS = 30, TIMER_MOST_MS = 2000, RETRIES = RPCFLOW_LINK_RETRIES };
+enum { ACK_DELAY_MS = 10, TIMER_FIRST_MS = 300, TIMER_LEAST_MS = 30, TIMER_MOST_MS = 2000 };
+enum { RETRIES = RPCFLOW_LINK_RETRIES };
 
 /* What this costs beyond its buffers, where pointers have 32 bits. */
-typedef char rpcflow_link_is_small[sizeof(void *) != 4 ||
-                                           sizeof(rpcflow_link) - sizeof(((rpcflow_link *)0)->come_frames) -
-                                                   sizeof(((rpcflow_link *)0)->come_nbytes) -
-                                                   sizeof(((rpcflow_link *)0)->sent_frames) -
-                                                   sizeof(((rpcflow_link *)0)->slots) <
-                                               200
-                                       ? 1
-                                       : -1];
+#define SIZE_OF(field) sizeof(((rpcflow_link *)0)->field)
+#define STATE_NBYTES \
+  (sizeof(rpcflow_link) - SIZE_OF(come_frames) - SIZE_OF(come_nbytes) - SIZE_OF(sent_frames) - SIZE_OF(slots))
+typedef char rpcflow_link_is_small[sizeof(void *) != 4 || STATE_NBYTES < 200 ? 1 : -1];
 typedef char rpcflow_link_slot_is_small[sizeof(rpcflow_link_slot) == 8 ? 1 : -1];
 
 /* Numbers count modulo 256 and are never more than 64 apart: whether `a` stands behind `b`. */
@@ -73,7 +70,7 @@ static void begin_session(rpcflow_link *link, uint16_t session, uint16_t payload
   link->size = link->limit;
 }
 
-/* The next frames to go out are those under way, from the oldest on. Long frames may be what the line does not carry. */
+/* The next frames to go out are those under way, from the oldest on. Long ones may be what the line does not carry. */
 static void send_again(rpcflow_link *link) {
   link->next = 0;
   link->size = link->size / 2 > SMALLEST_PAYLOAD ? link->size / 2 : SMALLEST_PAYLOAD;

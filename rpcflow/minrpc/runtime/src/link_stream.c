@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The stream side of the link. Bytes are copied unlocked, so that a UART without a buffer loses none meanwhile: the line
- * side writes into the free part of the ring only, and never reads a slot that is being filled.
+ * The stream side of the link. Bytes are copied unlocked, so that a UART without a buffer loses none meanwhile: the
+ * line side writes where nothing is to be read, and sends nothing that is being filled.
  */
 #include "link_machine.h"
 
