@@ -121,6 +121,6 @@ env-fuzz:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 	@scripts/environment $(VENV) $(LOCK) -e '.[fuzz]'
 env-bench:
-	@scripts/system-packages venv c++ ninja
+	@scripts/system-packages venv c++ ninja --optional arm-gcc qemu-arm
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 	@scripts/environment $(VENV) $(LOCK) -e '.[bench]'

@@ -31,9 +31,7 @@ KEPT: Final = (
     "TVMFFIFunctionCall",
     "TVMFFIHandleInitOnce",
     "rpcflow_raise",
-    "memcmp",
     "memcpy",
-    "memmove",
     "memset",
 )
 """In a firmware whether anything in it calls them or not: modules loaded at run time do."""

@@ -18,8 +18,8 @@ from .boards import BOARDS, KEPT, RUNTIME, Board
 SOURCES: Final = (".c", ".cc", ".cpp", ".S")
 """Suffixes of kernels that are compiled; ``LINKED`` are linked as they are."""
 LINKED: Final = (".o", ".a", ".tar")
-# What the runtime itself is held to.
-_STRICT: Final = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-pedantic")
+# What the runtime itself is held to; the tests make errors of warnings, but a user's compiler may know more of them.
+_STRICT: Final = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-pedantic")
 _SIZE: Final = re.compile(r"^#define (RPCFLOW_\w+) ", re.MULTILINE)
 
 

@@ -120,8 +120,6 @@ def _board(server: str, runtime: str) -> Board:
     if runtime not in _LIBRARIES:
         raise ValueError(f"there is no runtime {runtime!r}; there are {', '.join(_LIBRARIES)}")
     board = BOARDS[_SERVERS[server]]
-    # Warnings of compilers that we have not met are no reason not to build.
-    board = attrs.evolve(board, flags=(*board.flags, "-Wno-error"))
     library = _LIBRARIES[runtime]
     if not library:
         return board

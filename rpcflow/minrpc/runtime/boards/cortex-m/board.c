@@ -38,7 +38,8 @@ uint64_t rpcflow_board_clock_ns(void) {
   } while (ms != milliseconds);
   /* Interrupts are off, and the timer has begun anew: unless it was read just before it did. */
   if (pending && left > per_ms / 2u) ms++;
-  return ms * 1000000u + (uint64_t)(per_ms - 1u - left) * 1000000u / per_ms;
+  /* In 32 bits, a 256th of a nanosecond: a division of 64 bits would bring 750 bytes of library. */
+  return ms * 1000000u + ((per_ms - 1u - left) * ((1000000u << 8) / per_ms) >> 8);
 }
 
 void rpcflow_board_code_written(void *code, size_t nbytes) {
