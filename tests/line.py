@@ -11,6 +11,7 @@ import threading
 import time
 import tty
 from collections import deque
+from typing import Protocol
 
 import attrs
 
@@ -35,6 +36,28 @@ class Faults:
 
     def __bool__(self) -> bool:
         return any(attrs.astuple(self))
+
+
+class Chances(Protocol):
+    """How likely it is for a byte that it is lost, changed, doubled, or that one is added before it."""
+
+    lose: float
+    change: float
+    double: float
+    add: float
+
+
+def spoilt_byte(dice: random.Random, chances: Chances, byte: int) -> bytes:
+    """What arrives for a byte."""
+    out = bytearray()
+    if dice.random() < chances.add:
+        out.append(dice.randrange(256))
+    if dice.random() < chances.lose:
+        return bytes(out)
+    out.append(byte ^ (1 << dice.randrange(8)) if dice.random() < chances.change else byte)
+    if dice.random() < chances.double:
+        out.append(out[-1])
+    return bytes(out)
 
 
 class Spoiler:
@@ -66,13 +89,7 @@ class Spoiler:
                 continue
             elif faults.double_frames and len(self._frame) < 4096:
                 self._frame.append(byte)
-            if draw() < faults.add:
-                out.append(self.random.randrange(256))
-            if draw() < faults.lose:
-                continue
-            out.append(byte ^ (1 << self.random.randrange(8)) if draw() < faults.change else byte)
-            if draw() < faults.double:
-                out.append(out[-1])
+            out += spoilt_byte(self.random, faults, byte)
         return bytes(out)
 
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkstemp
 from typing import Final
 
 from rpcflow.errors import RPCError
@@ -56,7 +56,7 @@ def build(
     board = _board(board)
     found = compiler_of(board, compiler)
     output = Path(output)
-    given, macros = [Path(kernel) for kernel in kernels], _macros(sizes or {})
+    given, macros = [_file(kernel) for kernel in kernels], _macros(sizes or {})
     for kernel in given:
         if kernel.suffix not in SOURCES + LINKED:
             raise BuildError(f"{kernel} is no kernel: known suffixes are {', '.join(SOURCES + LINKED)}")
@@ -103,6 +103,12 @@ def compile_runtime(board: Board, compiler: str, folder: Path, macros: Iterable[
             language = ["-x", "c"] if source.suffix == ".c" else []  # for those that take all for C++
             _compile(compiler, source, objects[-1], [*_STRICT, *language, *board.flags, *macros])
     return objects
+
+
+def _file(given: str | os.PathLike[str]) -> Path:
+    """A file as a compiler shall see it: as no option."""
+    path = Path(given)
+    return path.absolute() if str(path).startswith("-") else path
 
 
 def _board(board: str | Board) -> Board:
@@ -177,10 +183,15 @@ def _run(what: str, command: list[str]) -> str:
 
 def put_in_place(made: Path, output: Path) -> None:
     """``made`` becomes ``output``, which nobody sees half written."""
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    beside: str | None = None
     try:
+        descriptor, beside = mkstemp(prefix=".rpcflow-", dir=output.parent)  # others may write the same output
+        os.close(descriptor)
         shutil.copy(made, beside)
         os.replace(beside, output)
+        beside = None
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise BuildError(f"could not write {output}: {error.strerror}") from error
+    finally:
+        if beside is not None:
+            os.unlink(beside)

@@ -101,8 +101,11 @@ class Linker:
         Raises:
             LinkError: the module does not run there, or something is missing.
         """
-        with open(self.firmware_path, "rb") as file:
-            contents = file.read()
+        try:
+            with open(self.firmware_path, "rb") as file:
+                contents = file.read()
+        except OSError as error:
+            raise LinkError(f"the firmware's file {self.firmware_path} cannot be read: {error.strerror}") from error
         self.firmware = read_elf(os.path.basename(self.firmware_path), contents)
         self.target = target_of(self.firmware)
         self._firmware = self.files.write("firmware.elf", self.firmware.weakened(contents))

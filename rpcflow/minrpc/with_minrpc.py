@@ -110,7 +110,12 @@ def _list(objects: str | Sequence[str]) -> list[str]:
 
 
 def _options(given: str | Iterable[str] | None) -> list[str]:
-    return shlex.split(given) if isinstance(given, str) else list(given or ())
+    if not isinstance(given, str):
+        return list(given or ())
+    try:
+        return shlex.split(given)
+    except ValueError as error:
+        raise BuildError(f"options {given!r} cannot be read: {error}") from error
 
 
 def _board(server: str, runtime: str) -> Board:
@@ -168,5 +173,8 @@ def _target_triple(compiler: str) -> str | None:
     path = shutil.which(compiler)
     if path is None:
         raise BuildError(f"there is no compiler {compiler}")
-    ran = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True, errors="replace", check=False)
+    try:
+        ran = subprocess.run([path, "-dumpmachine"], capture_output=True, text=True, errors="replace", check=False)
+    except OSError as error:
+        raise BuildError(f"{compiler}: {error.strerror}") from error
     return ran.stdout.strip() or None

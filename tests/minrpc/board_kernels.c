@@ -69,3 +69,18 @@ static int overflow(void *self, const rpcflow_value *args, int32_t count, rpcflo
   return 0;
 }
 RPCFLOW_REGISTER(overflow, overflow);
+
+/* lost(): crash where the stack is in no memory, so that nothing can be saved. */
+static int lost(void *self, const rpcflow_value *args, int32_t count, rpcflow_value *result) {
+  (void)self;
+  (void)args;
+  (void)count;
+  (void)result;
+#if defined(__riscv)
+  __asm volatile("li sp, 0x1000\n\t.word 0");
+#elif defined(__arm__)
+  __asm volatile("mov r0, #0xC0000000\n\tmov sp, r0\n\tudf #0");
+#endif
+  return 0;
+}
+RPCFLOW_REGISTER(lost, lost);

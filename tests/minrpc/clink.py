@@ -69,6 +69,8 @@ class CLink:
         self._wait = wait
         self._locked = False
         self.kicked = 0
+        self.between: Callable[[], None] | None = None
+        """Called once, when the program next lets the line side in: what an interrupt does there."""
         self.failed: BaseException | None = None
         """What went wrong in a call-back: C can not pass it on."""
         self._calls = _Line(*map(_Call, (self._lock, self._unlock, self._kick, self._waited)))
@@ -83,6 +85,9 @@ class CLink:
     def _unlock(self) -> None:
         self._expect(self._locked)
         self._locked = False
+        between, self.between = self.between, None
+        if between is not None:
+            between()
 
     def _kick(self) -> None:
         self._expect(self._locked)

@@ -110,3 +110,14 @@ static int hang(void *self, const rpcflow_value *args, int32_t count, rpcflow_va
   return 0;
 }
 RPCFLOW_REGISTER(hang, hang);
+
+/* No bytes, which lie nowhere; with an argument some that cannot be there. */
+static int nowhere(void *self, const rpcflow_value *args, int32_t count, rpcflow_value *result) {
+  static rpcflow_bytes bytes;
+  UNUSED;
+  bytes.nbytes = (size_t)count;
+  result->type = RPCFLOW_BYTES;
+  result->u.as_bytes = &bytes;
+  return 0;
+}
+RPCFLOW_REGISTER(nowhere, nowhere);

@@ -196,7 +196,7 @@ def test_on_a_bad_line_each_call_runs_once(board: str, far_device: Callable[...,
 
 
 @pytest.mark.parametrize("board", EMULATED)
-@pytest.mark.parametrize("how", ["crash", "overflow"])
+@pytest.mark.parametrize("how", ["crash", "overflow", "lost"])
 def test_a_crash_is_a_reset(board: str, how: str, device: Device) -> None:
     address = device(board)
     with pytest.raises(rpcflow.ConnectionLostError, match="reset"):

@@ -3,12 +3,13 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rpcflow.minrpc.boards import BOARDS, KEPT
-from rpcflow.minrpc.building import BuildError, build
+from rpcflow.minrpc.building import BuildError, build, put_in_place
 from rpcflow.minrpc.sizes import cost_of
 
 from .building import INCLUDE, RUNTIME, STRICT_C, STRICT_CPP, need, run
@@ -135,6 +136,41 @@ def test_errors_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(BuildError, match="apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi"):
         build("lm3s6965evb", output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.c", "undefined.c"]  # nothing is half done
+
+
+def test_outputs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler("posix")
+    monkeypatch.chdir(tmp_path)
+    for output in ("", ".", "..", "/", tmp_path, "n" * 300):
+        with pytest.raises(BuildError, match="could not write"):
+            build("posix", output)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_compiler("posix")
+    monkeypatch.chdir(tmp_path)
+    names = ["-x.c", "two words.c", "@file.c", "quo'te.c"]
+    for number, name in enumerate(names):
+        (tmp_path / name).write_text(GOOD.replace("answer", f"answer{number}"))
+    build("posix", "-out put", names)
+    assert (tmp_path / "-out put").stat().st_mode & 0o111
+
+
+def test_two_builders_of_one_output(tmp_path: Path) -> None:
+    """One after the other puts its own there, whole."""
+    output, made = tmp_path / "output", [tmp_path / name for name in "ab"]
+    for one in made:
+        one.write_bytes(one.name.encode() * 5_000_000)
+
+    def write(one: Path) -> None:
+        for _ in range(20):
+            put_in_place(one, output)
+            assert len(set(output.read_bytes())) == 1
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, made))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "output"]
 
 
 def test_a_board_that_is_too_small_says_by_how_much(tmp_path: Path) -> None:

@@ -383,6 +383,25 @@ class TestErrors:
             module = await session.load_module("k.o")
             assert await module["next"]() == 2
 
+    async def test_firmware_that_is_gone_by_then(
+        self,
+        connect: Connect,
+        firmware: Path,
+        obj: Callable[..., bytes],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """And its path is of the folder that was current when it was named."""
+        copy = tmp_path / "fw.elf"
+        copy.write_bytes(firmware.read_bytes())
+        async with connect(firmware=os.path.relpath(copy)) as session:
+            await session.upload(obj(COUNTER, "-DFIRST=1"), "k.o")
+            monkeypatch.chdir("/")
+            await session.load_module("k.o")
+            copy.unlink()
+            with pytest.raises(LinkError, match=r"fw\.elf cannot be read: No such file"):
+                await session.load_module("k.o")
+
     async def test_a_file_that_is_not_there(self, connect: Connect, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"nothing\.elf"):
             async with connect(firmware=tmp_path / "nothing.elf"):

@@ -146,6 +146,21 @@ def test_an_evaluator_keeps_its_module(device: Device, program: Path, tmp_path: 
     free(device, evaluator)
 
 
+def test_a_module_freed_too_often_takes_its_evaluators_along(device: Device, program: Path, tmp_path: Path) -> None:
+    address = allocate(device)
+    contents, table = linked(tmp_path, program, address, ["triple"])
+    write(device, address, contents)
+    module = device.pointer(load(device, address, table))
+    settings = ["triple", 1, 0, 3, 2, 0, 0, 0, 1, 0, ""]
+    evaluator = call(device, device.find("runtime.RPCTimeEvaluator"), ModuleRef(module), *settings)
+    free(device, module)
+    free(device, module)
+    assert allocate(device) == address
+    assert "nothing of that handle" in device.refused(packet(CallFunc(evaluator, [5])))
+    assert "nothing of that handle" in device.refused(packet(SysCall(Code.FREE_HANDLE, [Pointer(evaluator)])))
+    assert device.ask(free_data(device, address)) == (RETURN, NONE)
+
+
 def test_as_many_modules_as_there_is_room_for(device: Device) -> None:
     loaded = []
     contents, table = table_image([0, 0])

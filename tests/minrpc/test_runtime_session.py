@@ -74,6 +74,12 @@ def test_small_strings_of_functions(session: RPCSession) -> None:
     assert session.get_function("small")(1) == b"abc"
 
 
+def test_bytes_that_lie_nowhere(session: RPCSession) -> None:
+    assert session.get_function("nowhere")() == b""
+    with pytest.raises(RemoteError, match="type 9, cannot travel"):
+        session.get_function("nowhere")(1)
+
+
 @pytest.mark.parametrize(
     "dtype", ["bool", "int8", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64", "bfloat16", "int4"]
 )
@@ -286,7 +292,7 @@ def test_more_functions_than_there_is_room_for(tmp_path: Path) -> None:
         for name in ("add", "echo", "small", "senseless"):
             assert module.get_function(name).name == name
         for name in ("fill", "hang", "unheard of"):
-            with pytest.raises(RemoteError, match="no room for 11 on this device: RPCFLOW_MAX_FUNCTIONS is 4"):
+            with pytest.raises(RemoteError, match="no room for 12 on this device: RPCFLOW_MAX_FUNCTIONS is 4"):
                 module.get_function(name)
 
 

@@ -6,7 +6,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,29 @@ def test_handshakes(tcp_program: Path) -> None:
         ):
             assert talk_closed(port, sent)
         assert talk(port, greeting(b"client:board")) == answer
+
+
+def test_clients_that_say_nothing_are_in_nobodys_way(tcp_program: Path) -> None:
+    """Nor those in the middle of their handshake; who then goes on has a turn. Of more than 64 the oldest go."""
+    whole = greeting(b"client:board")
+    with serving(tcp_program, "--key", "board") as (port, _), ExitStack() as stack:
+
+        def waiting(sent: bytes) -> socket.socket:
+            line = stack.enter_context(socket.create_connection(("127.0.0.1", port), 30))
+            line.sendall(sent)
+            return line
+
+        silent = [waiting(b"") for _ in range(70)]
+        halves = [waiting(whole[:cut]) for cut in (1, 7, 8, 11, len(whole) - 1)]
+        with sync.connect("127.0.0.1", port, key="board") as session:
+            assert session.get_function("add")(1, 2) == 3
+        for line, cut in zip(halves, (1, 7, 8, 11, len(whole) - 1), strict=True):
+            line.sendall(whole[cut:])
+            assert line.recv(64).startswith(struct.pack("<I", MAGIC))
+            line.close()
+        assert silent[0].recv(1) == b""
+        silent[-1].sendall(whole)
+        assert silent[-1].recv(64).startswith(struct.pack("<I", MAGIC))
 
 
 def talk_closed(port: int, sent: bytes) -> bool:

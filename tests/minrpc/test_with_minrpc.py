@@ -360,6 +360,23 @@ def test_a_compiler_that_is_not_there(folder: Path) -> None:
             fcompile.get_target_triple()
 
 
+def test_a_compiler_that_is_no_program(folder: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong-cc"
+    wrong.write_bytes(b"\0")
+    wrong.chmod(0o755)
+    fcompile = with_minrpc(str(wrong), runtime="minimal")
+    with pytest.raises(BuildError, match="wrong-cc: Exec format error"):
+        fcompile(str(folder / "program"), [])
+    with pytest.raises(BuildError, match="wrong-cc: Exec format error"):
+        fcompile.get_target_triple()
+
+
+def test_options_that_cannot_be_read(folder: Path) -> None:
+    for compiler in ("gcc", compile_function("function")):
+        with pytest.raises(BuildError, match="No closing quotation"):
+            with_minrpc(compiler, runtime="minimal")(str(folder / "program"), [], options="-DX='1")
+
+
 def test_objects_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     need("gcc", "gcc")
     fcompile = with_minrpc("gcc", runtime="minimal")

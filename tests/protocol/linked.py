@@ -9,6 +9,7 @@ from itertools import count
 import attrs
 
 from rpcflow.protocol.link import DeviceLink, HostLink, Link, Sizes, State
+from tests.line import spoilt_byte
 
 SPEED = 11_520.0
 """Bytes a second of the line."""
@@ -54,20 +55,7 @@ class Direction:
             self._free += len(piece) / SPEED
             self._last = max(self._last, self._free + delay)
             if not lost:
-                yield self._last, self._spoilt(piece)
-
-    def _spoilt(self, data: bytes) -> bytes:
-        faults, draw = self.faults, self.random.random
-        out = bytearray()
-        for byte in data:
-            if draw() < faults.add:
-                out.append(self.random.randrange(256))
-            if draw() < faults.lose:
-                continue
-            out.append(byte ^ (1 << self.random.randrange(8)) if draw() < faults.change else byte)
-            if draw() < faults.double:
-                out.append(out[-1])
-        return bytes(out)
+                yield self._last, b"".join(spoilt_byte(self.random, self.faults, byte) for byte in piece)
 
 
 class World:

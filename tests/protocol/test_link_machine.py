@@ -319,6 +319,36 @@ def test_a_device_in_a_session_of_the_same_number_since_a_former_host() -> None:
     assert now < 4
 
 
+def test_a_device_that_has_begun_our_session_anew() -> None:
+    """A HELLO of ours that came late after its reset did that, and its WELCOME and its word of the reset are lost."""
+    host, device = HostLink(lambda: 5, 0.0), DeviceLink()
+    hello = host.take_outgoing(0.0)
+    now = 0.0
+    device.receive(hello, now)
+    host.receive(device.take_outgoing(now), now)
+    host.send(memoryview(b"first"))
+    host.flush()
+    device.receive(host.take_outgoing(now), now)
+    device.tick(now + 0.02)
+    host.receive(device.take_outgoing(now + 0.02), now)
+    assert host.empty
+    device = DeviceLink()
+    device.receive(b"~" + hello, now)
+    device.take_outgoing(now)
+    host.send(memoryview(b"second"))
+    host.flush()
+    while host.state is State.OPEN:
+        device.receive(host.take_outgoing(now), now)
+        host.receive(device.take_outgoing(now), now)
+        now += 0.01
+        host.tick(now)
+        device.tick(now)
+        assert now < 20
+    assert isinstance(host.error, ConnectionLostError)
+    assert "reset" in str(host.error)
+    assert not device.readable
+
+
 def test_another_version_of_the_link_layer() -> None:
     host = HostLink(lambda: 9, 0.0)
     host.receive(b"~" + encode(Frame(Kind.RESET, 9, 0, 0, 0, bytes([Reason.VERSION, 2]))), 0.1)

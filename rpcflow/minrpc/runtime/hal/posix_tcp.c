@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A device that is a server on TCP: one session after another, each in a process of its own, so that a kernel that
- * crashes or never ends takes nothing else with it.
+ * crashes or never ends takes nothing else with it. A client has its turn when it has said all of its handshake: those
+ * that say nothing are in nobody's way.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -25,7 +27,8 @@
 
 #include "posix.h"
 
-enum { USAGE = 2, NO_MEMORY = 3, BROKEN_LINE = 4, MOST_KEY_NBYTES = 4096, HANDSHAKE_SECONDS = 10 };
+enum { USAGE = 2, NO_MEMORY = 3, BROKEN_LINE = 4, MOST_KEY_NBYTES = 4096, HANDSHAKE_SECONDS = 10, MOST_WAITING = 64 };
+enum { PEER_SECONDS = 30 }; /* a client that has vanished without a word is given up after that */
 #define MAGIC 0xFF271u
 #define MISMATCH 0xFF273u
 
@@ -33,6 +36,15 @@ static rpcflow_descriptors descriptors;
 static uint8_t last_words[160]; /* an Exception packet for when the session's time is up */
 static size_t last_words_nbytes;
 static volatile sig_atomic_t stopped;
+
+/* Lines whose client has not said all of its handshake, the oldest first. */
+typedef struct {
+  int line;
+  int wanted; /* it can be read from when so many bytes have come, or no more will */
+  uint64_t since_ns;
+} waiting_line;
+static waiting_line waiting[MOST_WAITING];
+static int waiting_count;
 
 static void stop(int number) {
   (void)number;
@@ -108,11 +120,21 @@ static int handshake(const rpcflow_stream *stream, const char *key) {
          !stream->write(stream->context, answer, nbytes) && !stream->flush(stream->context);
 }
 
+static void set(int line, int level, int name, int value) { (void)setsockopt(line, level, name, &value, sizeof value); }
+
 static int session(int line, const char *key) {
   rpcflow_stream stream = rpcflow_posix_stream(&descriptors, line, line);
-  int yes = 1;
-  (void)setsockopt(line, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-  (void)setsockopt(line, SOL_SOCKET, SO_KEEPALIVE, &yes, sizeof yes);
+  set(line, SOL_SOCKET, SO_RCVLOWAT, 1);
+  set(line, IPPROTO_TCP, TCP_NODELAY, 1);
+  set(line, SOL_SOCKET, SO_KEEPALIVE, 1);
+#ifdef TCP_KEEPIDLE
+  set(line, IPPROTO_TCP, TCP_KEEPIDLE, PEER_SECONDS / 3);
+  set(line, IPPROTO_TCP, TCP_KEEPINTVL, PEER_SECONDS / 3);
+  set(line, IPPROTO_TCP, TCP_KEEPCNT, 2);
+#endif
+#ifdef TCP_USER_TIMEOUT
+  set(line, IPPROTO_TCP, TCP_USER_TIMEOUT, PEER_SECONDS * 1000);
+#endif
   on(SIGALRM, time_is_up);
   limit_time(HANDSHAKE_SECONDS);
   if (!handshake(&stream, key)) return 0;
@@ -126,6 +148,7 @@ static void serve_client(int listener, int line, const char *key, const sigset_t
   if (child == 0) {
     sigset_t none;
     (void)close(listener);
+    while (waiting_count) (void)close(waiting[--waiting_count].line);
 #ifdef __linux__
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != parent) _exit(0);
@@ -153,6 +176,60 @@ static void serve_client(int listener, int line, const char *key, const sigset_t
   } else if (WEXITSTATUS(status)) {
     fprintf(stderr, "a session broke off with status %d\n", WEXITSTATUS(status));
   }
+}
+
+static void expect(waiting_line *one, int nbytes) {
+  one->wanted = nbytes;
+  set(one->line, SOL_SOCKET, SO_RCVLOWAT, nbytes);
+}
+
+static void forget(int i) {
+  waiting_count--;
+  memmove(waiting + i, waiting + i + 1, (size_t)(waiting_count - i) * sizeof *waiting);
+}
+
+static void take_in(int line, uint64_t now) {
+  if (line < 0) return;
+  if (line >= FD_SETSIZE) {
+    (void)close(line);
+    return;
+  }
+  if (waiting_count == MOST_WAITING) {
+    (void)close(waiting[0].line);
+    forget(0);
+  }
+  waiting[waiting_count].line = line;
+  waiting[waiting_count].since_ns = now;
+  expect(&waiting[waiting_count++], 8);
+}
+
+/* Of a line that can be read from: whether its client is to have its turn. That may be to be told that it is wrong. */
+static int is_ready(waiting_line *one) {
+  uint32_t head[2];
+  int wanted = 8;
+  if (recv(one->line, head, 8, MSG_PEEK | MSG_DONTWAIT) == 8 && head[0] == MAGIC && head[1] <= MOST_KEY_NBYTES)
+    wanted += (int)head[1];
+  if (wanted <= one->wanted) return 1;
+  expect(one, wanted);
+  return 0;
+}
+
+/* Wait until a line can be read from, or the oldest has waited long enough. */
+static int wait_for_lines(int listener, fd_set *ready, uint64_t now, const sigset_t *mask) {
+  const uint64_t most_ns = HANDSHAKE_SECONDS * (uint64_t)1000000000;
+  uint64_t left = most_ns;
+  struct timespec timeout;
+  int i, last = listener;
+  FD_ZERO(ready);
+  FD_SET(listener, ready);
+  for (i = 0; i < waiting_count; i++) {
+    FD_SET(waiting[i].line, ready);
+    if (waiting[i].line > last) last = waiting[i].line;
+  }
+  if (waiting_count) left = now - waiting[0].since_ns < most_ns ? most_ns - (now - waiting[0].since_ns) : 0;
+  timeout.tv_sec = (time_t)(left / 1000000000U);
+  timeout.tv_nsec = (long)(left % 1000000000U);
+  return pselect(last + 1, ready, NULL, NULL, waiting_count ? &timeout : NULL, mask);
 }
 
 /* A socket that listens on the first port from `port` to below `port_end` that is free; -1 after saying why not. */
@@ -234,16 +311,28 @@ int main(int argc, char **argv) {
   rpcflow_start(&machine);
   listener = listen_on(host, port, port_end, &port);
   if (listener < 0) return USAGE;
+  (void)fcntl(listener, F_SETFL, O_NONBLOCK); /* who has come may be gone again */
   printf(strchr(host, ':') ? "READY tcp://[%s]:%d\n" : "READY tcp://%s:%d\n", host, port);
   (void)fflush(stdout);
   while (!stopped) {
     fd_set ready;
-    int line;
-    FD_ZERO(&ready);
-    FD_SET(listener, &ready);
-    if (pselect(listener + 1, &ready, NULL, NULL, NULL, &before) < 0) continue; /* a signal */
-    line = accept(listener, NULL, NULL);
-    if (line >= 0) serve_client(listener, line, key, &blocked);
+    uint64_t now;
+    if (wait_for_lines(listener, &ready, machine.clock_ns(), &before) < 0) continue; /* a signal */
+    now = machine.clock_ns();
+    for (i = 0; i < waiting_count && !stopped;) {
+      int line = waiting[i].line;
+      if (FD_ISSET(line, &ready) ? is_ready(&waiting[i])
+                                 : now - waiting[i].since_ns >= HANDSHAKE_SECONDS * (uint64_t)1000000000) {
+        forget(i);
+        if (FD_ISSET(line, &ready))
+          serve_client(listener, line, key, &blocked);
+        else
+          (void)close(line);
+      } else {
+        i++;
+      }
+    }
+    if (FD_ISSET(listener, &ready)) take_in(accept(listener, NULL, NULL), now);
   }
   return 0;
 }

@@ -60,6 +60,8 @@ int rpcflow_answer(int is_call) {
       if (!value->u.as_bytes) return rpcflow_untravelled(type);
       data = value->u.as_bytes->data;
       nbytes = value->u.as_bytes->nbytes;
+      if (!nbytes) data = value; /* no bytes may lie nowhere */
+      if (!data) return rpcflow_untravelled(type);
       break;
     case RPCFLOW_SMALL_STRING:
     case RPCFLOW_SMALL_BYTES:
@@ -71,7 +73,7 @@ int rpcflow_answer(int is_call) {
     default:
       if (type < RPCFLOW_NONE || type > RPCFLOW_DEVICE) return rpcflow_untravelled(type);
   }
-  if (data || nbytes) {
+  if (data) {
     contents = nbytes;
     leading = type == RPCFLOW_STRING ? (nbytes > 7 ? RPCFLOW_STRING_OBJECT : RPCFLOW_SMALL_STRING)
                                      : (nbytes > 7 ? RPCFLOW_BYTES_OBJECT : RPCFLOW_SMALL_BYTES);

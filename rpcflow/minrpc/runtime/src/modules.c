@@ -27,7 +27,11 @@ int rpcflow_is_module(const void *address) {
 
 void rpcflow_let_go(unsigned place) {
   rpcflow_module *module = &rpcflow_core.modules[place - 1];
-  if (--module->references == 0) rpcflow_release(module->base);
+  rpcflow_evaluator *evaluator = rpcflow_core.evaluators;
+  if (--module->references) return;
+  rpcflow_release(module->base);
+  for (; evaluator < rpcflow_core.evaluators + RPCFLOW_MAX_EVALUATORS; evaluator++)
+    if (evaluator->target.module == place) evaluator->generation = 0; /* the host has freed more than it had */
 }
 
 static int outside(size_t i) {

@@ -19,13 +19,19 @@ void rpcflow_tick(void) {
   rpcflow_uart_fill();
 }
 
+static void lock(void) { __asm volatile("cpsid i" ::: "memory"); }
+
+static void unlock(void) { __asm volatile("cpsie i" ::: "memory"); }
+
 void rpcflow_board_start(void) {
   rpcflow_uart_start();
   SYST_CSR = 4; /* the processor's clock */
   SYST_RVR = rpcflow_uart_clock_hz / 1000u - 1u;
   SYST_CVR = 0;
   SYST_CSR = 7; /* an interrupt, on */
+  lock();
   rpcflow_uart_fill();
+  unlock();
 }
 
 uint64_t rpcflow_board_clock_ns(void) {
@@ -47,10 +53,6 @@ void rpcflow_board_code_written(void *code, size_t nbytes) {
   (void)nbytes;
   __asm volatile("dsb\n\tisb" ::: "memory");
 }
-
-static void lock(void) { __asm volatile("cpsid i" ::: "memory"); }
-
-static void unlock(void) { __asm volatile("cpsie i" ::: "memory"); }
 
 /* An interrupt wakes the processor also while it is kept out: none is missed between looking and sleeping. */
 static void wait(void) { __asm volatile("wfi\n\tcpsie i\n\tisb\n\tcpsid i" ::: "memory"); }

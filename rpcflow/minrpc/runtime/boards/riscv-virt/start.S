@@ -7,6 +7,10 @@ rpcflow_reset:
     csrw mie, zero
     la t0, rpcflow_trap_entry
     csrw mtvec, t0
+    li t0, (0x80000000 >> 2) | ((4 << 20) / 8 - 1) /* FLASH of board.ld, where nothing may write: */
+    csrw pmpaddr0, t0
+    li t0, 0x9d /* it is locked; a region of a power of 2; execute, read */
+    csrw pmpcfg0, t0
     la sp, rpcflow_stack_end
     li gp, 0
     call rpcflow_begin
@@ -15,6 +19,10 @@ rpcflow_reset:
 .section .text.rpcflow_trap_entry, "ax"
 .balign 4
 rpcflow_trap_entry:
+    csrw mscratch, t0
+    csrr t0, mcause
+    bgez t0, rpcflow_crash /* not an interrupt; the stack may be what it is about */
+    csrr t0, mscratch
     addi sp, sp, -64
     sw ra, 0(sp)
     sw t0, 4(sp)
@@ -33,7 +41,6 @@ rpcflow_trap_entry:
     sw t5, 56(sp)
     sw t6, 60(sp)
     csrr a0, mcause
-    bgez a0, rpcflow_crash /* not an interrupt */
     call rpcflow_interrupt
     lw ra, 0(sp)
     lw t0, 4(sp)

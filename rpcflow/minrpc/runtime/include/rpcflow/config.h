@@ -6,8 +6,8 @@
 #ifndef RPCFLOW_CONFIG_H
 #define RPCFLOW_CONFIG_H
 
-/* Largest request but for tensor data, which goes straight to its place: a call with its arguments. Costs as many
- * bytes. */
+/* Largest request but for tensor data, which goes straight to its place: a call with its arguments, and where it is one
+ * of a time evaluator the results behind it, 8 bytes each. Costs as many bytes. */
 #ifndef RPCFLOW_PACKET_NBYTES
 #define RPCFLOW_PACKET_NBYTES 1024
 #endif
@@ -24,7 +24,7 @@
 #endif
 
 /* Memory for the shapes and headers of one call's tensors: 40 bytes + 8 for each dimension, each (48 with 64-bit
- * pointers). Costs as many bytes. */
+ * pointers); and 8 (16) for each argument that is bytes. Costs as many bytes. */
 #ifndef RPCFLOW_TENSOR_NBYTES
 #define RPCFLOW_TENSOR_NBYTES 512
 #endif
