@@ -16,6 +16,19 @@ from tests.server.support import Traces, descriptors, until
 
 ROOT = Path(__file__).resolve().parents[1]
 
+CAT = """
+while data := os.read(reading, 1 << 20):
+    data = memoryview(data)
+    while data:
+        data = data[os.write(writing, data) :]
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.write(writing, b"!")
+time.sleep(600)
+"""
+
 _SERVER = """#!{python}
 # Serves TVM's protocol on the two descriptors named by its last arguments.
 import os, sys, tempfile

@@ -325,7 +325,8 @@ class _Deadline:
                 f"the call took longer than {connection.call_timeout:g} s; the option call_timeout raises that",
                 call_timeout=connection.call_timeout,
             )
-        lost = connection.lost(ConnectionLostError("the server did not keep to session_timeout"))
+        label = "" if connection._late is None else connection._late.label
+        lost = connection.lost(ConnectionLostError("the server did not keep to session_timeout"), label)
         connection.machine.lost = lost
         connection.machine.close()
         connection._channel.close()

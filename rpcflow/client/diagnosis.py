@@ -19,7 +19,7 @@ import attrs
 from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.tracker import questions
 from rpcflow.tracker.link import TrackerLink
-from rpcflow.transports import AsyncChannel, Url, connecting, find_transport
+from rpcflow.transports import AsyncChannel, Url, connecting, find_meeting_transport, find_transport
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.tcp import is_loopback
 
@@ -82,9 +82,9 @@ async def diagnose(url: Url, key: str | None, report: Report, patience: Patience
         patience: how long to wait for what.
 
     Raises:
-        ValueError: the URL's scheme is not known.
+        ValueError: the URL's scheme is not known, or leads to no service.
     """
-    find_transport(url.scheme)
+    find_meeting_transport(url.scheme)
     await _Way(url, report, patience or Patience()).go(key)
 
 

@@ -39,7 +39,7 @@ def firmware_path(address: Url, firmware: Any) -> str | None:
         raise TypeError(f"firmware is the path of a file, not {firmware!r}")
     if not os.path.isfile(path):
         raise FileNotFoundError(errno.ENOENT, "there is no such firmware file", path)
-    return path
+    return os.path.abspath(path)  # of the folder that is current now
 
 
 def greets(transport: Transport) -> bool:

@@ -47,7 +47,7 @@ class PopenSession(SessionContext):
         call_timeout: float | None = None,
         poll: bool | None = None,
     ) -> None:
-        name = check(binary)
+        name = check(binary, args)
         check_timeouts(wait_timeout, call_timeout)
 
         async def make() -> Connection:

@@ -13,7 +13,7 @@ from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.session.client import ClientMachine
 from rpcflow.tracker import questions
 from rpcflow.tracker.link import TrackerLink
-from rpcflow.transports import AsyncChannel, find_transport
+from rpcflow.transports import AsyncChannel, find_meeting_transport, find_transport
 from rpcflow.transports.greeting import greet_async
 from rpcflow.transports.url import tracker_url
 
@@ -53,7 +53,7 @@ class TrackerSession:
 
     def __init__(self, addr: Any) -> None:
         self._url = tracker_url(addr)
-        find_transport(self._url.scheme)
+        find_meeting_transport(self._url.scheme)
         self._link: TrackerLink | None = None
         self._lock = anyio.Lock()
         self._open = False

@@ -79,7 +79,11 @@ class Forwarding:
         client.setblocking(False)
         self._socket.setblocking(False)
         words = None if self._child is None else self._child.words
+        watch = None if self._child is None else self._child.watch
+        ended = False  # the child, whose line another may hold open
         poller = select.poll()
+        if watch is not None:
+            poller.register(watch, select.POLLIN)
         while True:
             if words is not None and not words.ended:
                 poller.register(words.fd, select.POLLIN)
@@ -90,11 +94,14 @@ class Forwarding:
             if words is not None and words.fd in ready:
                 poller.unregister(words.fd)
                 words.look()
+            if watch is not None and watch.fileno() in ready:
+                poller.unregister(watch)
+                ended = True  # what it has said before that is there by now
             if (towards.pending or ready.get(client.fileno(), 0) & ~select.POLLOUT) and not towards.move():
                 return
-            if back.pending or ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
+            if ended or back.pending or ready.get(self._socket.fileno(), 0) & ~select.POLLOUT:
                 data = back.pending or back.receive()
-                if data is None:
+                if data is None or (ended and not data):
                     if self._child is not None and ends.between:
                         self._say_why(client)
                     return
@@ -192,9 +199,11 @@ def _connect(args: list[Value]) -> tuple[str, BlockingSocketChannel, list[Value]
         raise RPCError("rpc.Connect takes a host, a port, a key, and whether to log")
     url = Url.parse(str(args[0]), args[1])
     transport = find_transport(url.scheme)
-    channel = transport.connect_blocking(url)
-    if not isinstance(channel, BlockingSocketChannel):  # what moves the bytes waits on sockets alone
-        channel.close()
+    # What moves the bytes waits on sockets alone. A device is not to be reset just to find that out.
+    channel = transport.connect_blocking(url) if getattr(transport, "sockets", True) else None
+    if not isinstance(channel, BlockingSocketChannel):
+        if channel is not None:
+            channel.close()
         raise RPCError(f"a session is not forwarded over {url.scheme}: only over tcp, unix and popen")
     if getattr(transport, "greets", True):
         try:

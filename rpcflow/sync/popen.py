@@ -47,7 +47,7 @@ class PopenSession(RPCSession):
         call_timeout: float | None = None,
         poll: bool | None = None,
     ) -> None:
-        name = check(binary)
+        name = check(binary, args)
         check_timeouts(wait_timeout, call_timeout)
         deadline = None if wait_timeout is None else time.monotonic() + wait_timeout
         channel = BlockingPopenChannel(start_in_thread(binary, args, poll), poll)

@@ -8,7 +8,7 @@ from typing import Any
 from rpcflow.errors import ConnectionLostError, ProtocolError, RPCError
 from rpcflow.protocol.tracker import MAGIC_BYTES, encode_frame
 from rpcflow.tracker.questions import RECEIVE_NBYTES, new_reader
-from rpcflow.transports import BlockingChannel, Url, find_transport
+from rpcflow.transports import BlockingChannel, Url, find_meeting_transport
 from rpcflow.transports.sockets import end_sending
 
 
@@ -26,7 +26,8 @@ class BlockingTrackerLink:
         self._reader = new_reader()
         self._answers: deque[Any] = deque()
         self._buffer = memoryview(bytearray(RECEIVE_NBYTES))
-        self._channel: BlockingChannel = find_transport(url.scheme).connect_blocking(url, deadline=deadline, poll=False)
+        transport = find_meeting_transport(url.scheme)
+        self._channel: BlockingChannel = transport.connect_blocking(url, deadline=deadline, poll=False)
         self.open = True
         self.late_answer: Any = None
         """What had just arrived when a call was given up."""

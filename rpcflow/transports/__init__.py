@@ -2,7 +2,15 @@
 """Bytes in order, or a clean failure: how two ends reach each other, one file a scheme."""
 
 from .base import AsyncChannel, BlockingChannel, Transport
-from .registry import check_transport, find_transport
+from .registry import check_transport, find_meeting_transport, find_transport
 from .url import Url
 
-__all__ = ["AsyncChannel", "BlockingChannel", "Transport", "Url", "check_transport", "find_transport"]
+__all__ = [
+    "AsyncChannel",
+    "BlockingChannel",
+    "Transport",
+    "Url",
+    "check_transport",
+    "find_meeting_transport",
+    "find_transport",
+]

@@ -15,7 +15,7 @@ from rpcflow.errors import ConnectionLostError, SessionCrashedError
 
 from .async_sockets import AsyncSocketChannel
 from .child import GRACE, Binary, Child, start
-from .words import LastWords
+from .popen import ENDED
 
 _new_epoll: Final = getattr(select, "epoll", None)
 _Wait = Callable[[Any], Awaitable[None]]
@@ -28,7 +28,7 @@ class AsyncPopenChannel(AsyncSocketChannel):
         child.line.setblocking(False)
         super().__init__(child.line, poll)
         self.child = child
-        self._ears = _Ears(child.line, child.words, self._wait_readable, self._wait_writable)
+        self._ears = _Ears(child, self._wait_readable, self._wait_writable)
         self._wait_readable = self._ears.wait_readable
         self._wait_writable = self._ears.wait_writable
 
@@ -74,12 +74,14 @@ class AsyncPopenChannel(AsyncSocketChannel):
 
 
 class _Ears:
-    """Waits for the line, and takes in what the child says meanwhile: by an epoll object that stands for both, which
-    is waited for as one; by two tasks where the system has none."""
+    """Waits for the line, takes in what the child says meanwhile, and sees it end: by an epoll object that stands for
+    all three, which is waited for as one; by two tasks where the system has none, and does not tell of ends either."""
 
-    def __init__(self, sock: socket.socket, words: LastWords, wait_readable: _Wait, wait_writable: _Wait) -> None:
-        self._socket = sock
-        self._words = words
+    def __init__(self, child: Child, wait_readable: _Wait, wait_writable: _Wait) -> None:
+        self._socket = child.line
+        self._words = child.words
+        self._watch = child.watch
+        self._ended = False
         self._plain_readable = wait_readable
         self._plain_writable = wait_writable
         self._reading: Any = None
@@ -88,26 +90,26 @@ class _Ears:
     async def wait_readable(self, _: Any) -> None:
         """Until there may be something to receive."""
         self._listen()
-        if self._words.ended:
-            await self._plain_readable(self._socket)
-        elif _new_epoll is None:
-            await self._either(self._plain_readable)
-        else:
+        if _new_epoll is not None:
             if self._reading is None:
-                self._reading = self._both(select.EPOLLIN)
-            await self._plain_readable(self._reading.fileno())
+                self._reading = self._all(select.EPOLLIN)
+            await self._any(self._reading)
+        elif self._words.ended:
+            await self._plain_readable(self._socket)
+        else:
+            await self._either(self._plain_readable)
 
     async def wait_writable(self, _: Any) -> None:
         """Until it may be possible to send."""
         self._listen()
-        if self._words.ended:
-            await self._plain_writable(self._socket)
-        elif _new_epoll is None:
-            await self._either(self._plain_writable)
-        else:
+        if _new_epoll is not None:
             if self._writing is None:
-                self._writing = self._both(select.EPOLLOUT)
-            await self._plain_readable(self._writing.fileno())
+                self._writing = self._all(select.EPOLLOUT)
+            await self._any(self._writing)
+        elif self._words.ended:
+            await self._plain_writable(self._socket)
+        else:
+            await self._either(self._plain_writable)
 
     def close(self) -> None:
         """Whoever waits is woken."""
@@ -120,13 +122,31 @@ class _Ears:
         # Before each sleep, so what has woken us without anything to receive is taken by the next.
         if not self._words.ended:
             self._words.look()
+            self._hang_up()
 
-    def _both(self, event: int) -> Any:
+    def _hang_up(self) -> None:
+        if self._words.ended and self._words.fd >= 0:  # it would wake us for ever
+            for epoll in (self._reading, self._writing):
+                if epoll is not None:
+                    epoll.unregister(self._words.fd)
+
+    def _all(self, event: int) -> Any:
         assert _new_epoll is not None
         epoll = _new_epoll()
         epoll.register(self._socket, event)
-        epoll.register(self._words.fd, select.EPOLLIN)
+        if not self._words.ended:
+            epoll.register(self._words.fd, select.EPOLLIN)
+        if self._watch is not None:
+            epoll.register(self._watch, select.EPOLLIN)
         return epoll
+
+    async def _any(self, epoll: Any) -> None:
+        if self._ended:
+            # What it has said before that was there when whoever calls has looked once more.
+            raise OSError(ENDED)
+        await self._plain_readable(epoll.fileno())
+        if self._watch is not None and not epoll.closed:
+            self._ended = any(fd == self._watch.fileno() for fd, _ in epoll.poll(0))
 
     async def _either(self, wait: _Wait) -> None:
         async with anyio.create_task_group() as tasks:

@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Final, Literal
+from typing import IO, Final, Literal
 
 from rpcflow.errors import SessionCrashedError
 
@@ -44,6 +44,8 @@ class Child:
     Attributes:
         line: our end of its line, in blocking mode.
         words: what it says beside the protocol.
+        watch: a descriptor that becomes readable when it ends: one that it has started may hold its line open. None
+            where the system has none.
         name: of the program, for messages.
         pid: of the process.
     """
@@ -56,7 +58,9 @@ class Child:
         self._process = process
         self._program = program
         self._fallen: tuple[int | None, str] | None = None
-        self._end = weakref.finalize(self, _end, process, line, words, program, os.getpid())
+        watch = _open_process(self.pid)
+        self.watch = None if watch is None else open(watch, "rb", buffering=0)  # noqa: SIM115
+        self._end = weakref.finalize(self, _end, process, line, words, self.watch, program, os.getpid())
 
     def serves(self) -> None:
         """It has answered: what it was started from is not needed any more."""
@@ -74,8 +78,9 @@ class Child:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return False
-                if not self.words.ended:
-                    poller.register(self.words.fd, select.POLLIN)
+                fd = self.words.fd
+                if not self.words.ended and fd >= 0:  # another thread may close it in between
+                    poller.register(fd, select.POLLIN)
                 ready = poller.poll((left if watch is not None else min(left, _PAUSE)) * 1000)
                 for fd, _ in ready:
                     if fd != watch:
@@ -118,9 +123,16 @@ class Child:
 
 
 def _end(
-    process: "subprocess.Popen[bytes]", line: socket.socket, words: LastWords, program: "_Program", owner: int
+    process: "subprocess.Popen[bytes]",
+    line: socket.socket,
+    words: LastWords,
+    watch: IO[bytes] | None,
+    program: "_Program",
+    owner: int,
 ) -> None:
     line.close()
+    if watch is not None:
+        watch.close()
     if os.getpid() == owner:
         _bury(process, words, program)
     else:  # we are a fork of its parent, who alone can end it
@@ -204,21 +216,28 @@ def start(binary: Binary, args: Sequence[str] = (), poll: bool | None = None) ->
 def start_in_thread(binary: Binary, args: Sequence[str] = (), poll: bool | None = None) -> Child:
     """As :func:`start`, whole or not at all: what signal handlers raise, they raise in the main thread alone."""
     made: list[Child | BaseException] = []
+    done, given_up = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
             made.append(start(binary, args, poll))
         except BaseException as error:
             made.append(error)
+        done.set()
+        if given_up.is_set():
+            leave()
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    def leave() -> None:
+        for one in made:
+            if isinstance(one, Child):
+                one.end()
+
     try:
-        thread.join()
+        threading.Thread(target=work).start()
+        done.wait()  # a join that is interrupted takes the thread for ended (CPython below 3.13)
     except BaseException:
-        thread.join()
-        if isinstance(made[0], Child):
-            made[0].end()
+        given_up.set()
+        leave()  # else the thread does
         raise
     (result,) = made
     if isinstance(result, Child):
@@ -230,13 +249,15 @@ def start_in_thread(binary: Binary, args: Sequence[str] = (), poll: bool | None 
         del result
 
 
-def check(binary: Binary) -> str:
-    """What a program is called in messages, if that can be one.
+def check(binary: Binary, args: Sequence[str] = ()) -> str:
+    """What a program is called in messages, if that can be one, and its arguments can be some.
 
     Raises:
-        TypeError: it is neither a path nor bytes.
+        TypeError: it is neither a path nor bytes, or the arguments are not a list of text.
         ValueError: it is empty.
     """
+    if isinstance(args, str | bytes) or not all(isinstance(arg, str) for arg in args):
+        raise TypeError(f"a program's arguments are a list of text, not {args!r}")
     if not isinstance(binary, str | os.PathLike | bytes | bytearray | memoryview):
         raise TypeError(f"a program is a path or the bytes of one, not a {type(binary).__name__}")
     if isinstance(binary, bytes | bytearray | memoryview):

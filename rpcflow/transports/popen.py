@@ -10,16 +10,17 @@ import select
 import socket
 import time
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
 
 from rpcflow.errors import ConnectionLostError, SessionCrashedError
 
 from .child import GRACE, Child, start_in_thread
 from .sockets import BlockingSocketChannel
-from .url import Url
+from .url import Url, file_path
 
 if TYPE_CHECKING:
     from .async_popen import AsyncPopenChannel
+
+ENDED: Final = "the process has ended, though another holds its line"
 
 
 class BlockingPopenChannel(BlockingSocketChannel):
@@ -31,6 +32,7 @@ class BlockingPopenChannel(BlockingSocketChannel):
         child.line.setblocking(False)
         super().__init__(child.line, poll)
         self.child = child
+        self._ended = False
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         try:
@@ -66,23 +68,30 @@ class BlockingPopenChannel(BlockingSocketChannel):
             self.child.fall()
 
     def _wait(self, event: int, deadline: float | None) -> None:
-        sock, words = self.socket, self.child.words
+        sock, words, watch = self.socket, self.child.words, self.child.watch
         while True:
             poller = select.poll()
             try:
                 poller.register(sock, event)
                 if not words.ended:
                     poller.register(words.fd, select.POLLIN)
+                if watch is not None and not self._ended:
+                    poller.register(watch, select.POLLIN)
             except ValueError:
                 raise OSError("closed by another thread") from None
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError
-            ready = poller.poll(None if left is None else min(left, 86400.0) * 1000)
-            if any(fd == words.fd for fd, _ in ready):
+            if self._ended:  # what it has said before that is there
+                left = 0.0
+            ready = {fd for fd, _ in poller.poll(None if left is None else min(left, 86400.0) * 1000)}
+            if words.fd in ready:
                 words.look()
-            if any(fd != words.fd for fd, _ in ready):
+            if sock.fileno() in ready:
                 return
+            if self._ended:
+                raise OSError(ENDED)
+            self._ended = watch is not None and not watch.closed and watch.fileno() in ready
 
 
 class PopenTransport:
@@ -110,4 +119,4 @@ def _program(url: Url) -> tuple[str, list[str]]:
     for name, _ in url.query:
         if name != "arg":
             raise ValueError(f"{url}: {name!r} is not known; a program's arguments are ?arg=first&arg=second")
-    return unquote(url.path), [value for _, value in url.query]
+    return file_path(url), [value for _, value in url.query]

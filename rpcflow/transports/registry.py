@@ -33,13 +33,25 @@ def find_transport(scheme: str) -> Transport:
     raise ValueError(f"{scheme!r} is not a known scheme; known are: {known}")
 
 
+def find_meeting_transport(scheme: str) -> Transport:
+    """The transport for a scheme by which services (servers, trackers, proxies) are reached.
+
+    Raises:
+        ValueError: there is none, or it leads to a device or program of one's own, where no service can be.
+    """
+    transport = find_transport(scheme)
+    if not getattr(transport, "greets", True):
+        raise ValueError(f"{scheme}: leads to a device or program of one's own; there is no tracker or proxy behind it")
+    return transport
+
+
 def check_transport(scheme: str) -> None:
     """Whether there is a transport for a scheme, with all it needs: for services, which use it in a task later.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or none to trackers and proxies.
         ImportError: the packages of an extra are missing.
     """
-    check = getattr(find_transport(scheme), "check", None)
+    check = getattr(find_meeting_transport(scheme), "check", None)
     if check is not None:
         check()

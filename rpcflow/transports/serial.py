@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote
 
 import attrs
 
@@ -20,7 +19,7 @@ from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.link import HostLink, Sizes
 
 from .link_channel import BlockingLinkChannel, LinkEnd
-from .url import Url
+from .url import Url, file_path
 
 if TYPE_CHECKING:
     from .async_link_channel import AsyncLinkChannel
@@ -218,6 +217,7 @@ class SerialTransport:
     """Connects to a device on a serial line."""
 
     greets = False
+    sockets = False
 
     def check(self) -> None:
         """Raises ImportError where pyserial is missing."""
@@ -296,7 +296,7 @@ def _open(url: Url) -> tuple[Settings, Port]:
     if sys.platform == "win32":
         raise ConnectionLostError("serial lines are for POSIX systems; this is Windows")
     settings = Settings.of(url)
-    return settings, Port(unquote(url.path), settings)
+    return settings, Port(file_path(url), settings)
 
 
 def _line(settings: Settings, port: Port) -> LinkEnd:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port. Paths of sockets and programs may be
-relative: ``unix:path``, ``popen:path``."""
+"""Addresses: ``scheme://host:port`` and ``scheme:///path``, or a host and a port. Paths of sockets, programs and
+serial ports may be relative: ``unix:path``, ``popen:path``."""
 
+import os
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote_to_bytes, urlencode, urlsplit
 
 import attrs
 
@@ -41,17 +42,17 @@ class Url:
             raise ValueError(f"{url!r} is neither a host nor a URL such as tcp://host:9091")
         if url.startswith("unix:"):
             return cls("unix", path=_unix_path(url))
-        if "://" not in url and not url.startswith("popen:"):
+        if "://" not in url and not url.startswith(("popen:", "serial:")):
             host = url.removeprefix("[").removesuffix("]")
             if not host:
                 raise ValueError(f"{url!r} is not a host")
             return cls("tcp", host=host, port=_port(url, port, default_port))
-        parts = urlsplit(url)
+        parts = urlsplit(url, allow_fragments=False)  # a file's name may have a # in it
         try:
             own_port = parts.port
         except ValueError as error:
             raise ValueError(f"{url!r}: {error}") from None
-        query = tuple(parse_qsl(parts.query))
+        query = tuple(parse_qsl(parts.query, keep_blank_values=True))
         if not parts.scheme:
             raise ValueError(f"{url!r} has no scheme")
         if parts.netloc and not parts.hostname:
@@ -76,7 +77,7 @@ class Url:
             return f"unix://{self.path}" if self.path.startswith("/") else f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
         query = f"?{urlencode(self.query)}" if self.query else ""
-        slashes = "" if self.scheme == "popen" and not self.path.startswith("/") else "//"
+        slashes = "//" if host or self.path.startswith("/") else ""
         return f"{self.scheme}:{slashes}{f'{host}:{self.port}' if host else ''}{self.path}{query}"
 
 
@@ -129,3 +130,8 @@ def _port(url: str, port: int | None, default: int) -> int:
     if not 0 < port < 65536:
         raise ValueError(f"{url!r}: {port} is not a port")
     return port
+
+
+def file_path(url: Url) -> str:
+    """The path of an address as the system's files are called: what stands there as ``%20``, say, made plain."""
+    return os.fsdecode(unquote_to_bytes(os.fsencode(url.path)))

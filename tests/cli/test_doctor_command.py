@@ -48,7 +48,8 @@ def test_command_there() -> None:
     ("arguments", "words"),
     [
         (["tls://localhost:9091"], "known are: "),
-        (["popen:///bin/true"], "known are: "),
+        (["popen:///bin/true"], "no tracker or proxy behind it"),
+        (["serial:///dev/null"], "no tracker or proxy behind it"),
         (["host:99999"], "not a port"),
         (["--key", "k"], "URL"),
         (["localhost", "--key", "two words"], "white space"),

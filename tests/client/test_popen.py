@@ -277,6 +277,8 @@ async def test_what_cannot_be(opened: Open, tmp_path: Path) -> None:
         ("", {}, ValueError),
         (b"", {}, ValueError),
         (7, {}, TypeError),
+        ("x", {"args": "--text"}, TypeError),
+        ("x", {"args": [1]}, TypeError),
         ("x", {"wait_timeout": 0}, ValueError),
         ("x", {"call_timeout": -1}, ValueError),
         ("popen:///no/such", {}, FileNotFoundError),
@@ -303,9 +305,11 @@ async def test_call_timeout(opened: Open, tmp_path: Path) -> None:
 
 
 async def test_session_timeout(opened: Open, tmp_path: Path) -> None:
-    with pytest.raises(rpcflow.RPCSessionTimeoutError):
+    with pytest.raises(rpcflow.RPCSessionTimeoutError) as caught:
         async with opened(f"popen://{quick_script(tmp_path, SILENT)}", session_timeout=0.5) as session:
             await session.get_function("any")
+    assert (caught.value.budget, caught.value.call) == (0.5, "any")
+    del caught
     assert not ours()
 
 

@@ -99,6 +99,18 @@ def test_it_dies(host: Host, tmp_path: Path, name: str, args: tuple[int, ...], s
         works(server)
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="this system does not tell of ends")
+def test_it_dies_and_another_holds_its_line(host: Host, tmp_path: Path) -> None:
+    source = server_source(tmp_path).replace('["sleep", "600"]', '["sleep", "600"], pass_fds=(reading, writing)')
+    with host() as server:
+        with start(server, "rpc.PopenSession", source.encode()) as session:
+            pid = call(session, "t.grandchild")
+            with pytest.raises(rpcflow.SessionCrashedError, match="exited with status 7"):
+                call(session, "t.exit", 7)
+        until(lambda: not exists(pid), "the other's end")
+        works(server)
+
+
 def test_it_dies_between_calls(host: Host, tmp_path: Path) -> None:
     with host() as server:
         with start(server, "rpc.PopenSession", str(server_script(tmp_path))) as session:

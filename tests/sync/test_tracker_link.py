@@ -36,7 +36,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
             def connect_blocking(self, url: Url, **_: Any) -> ScriptedChannel:
                 return channel
 
-        monkeypatch.setattr(tracker_link, "find_transport", lambda _: Transport())
+        monkeypatch.setattr(tracker_link, "find_meeting_transport", lambda _: Transport())
         return BlockingTrackerLink(Url("tcp", "box", 9190), deadline), channel
 
     channels: list[ScriptedChannel] = []

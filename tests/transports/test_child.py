@@ -19,24 +19,11 @@ import pytest
 from rpcflow.transports import child
 from rpcflow.transports.child import Child, start, start_in_thread
 from rpcflow.transports.popen import BlockingPopenChannel
-from tests.children import nothing_left, quick_script, quick_source, write_script
+from tests.children import CAT, STUBBORN, nothing_left, quick_script, quick_source, write_script
 from tests.server.support import Traces, descriptors, exists, line, script, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes on a pipe are for POSIX systems")
 MIB = 1 << 20
-
-CAT = """
-while data := os.read(reading, 1 << 20):
-    data = memoryview(data)
-    while data:
-        data = data[os.write(writing, data) :]
-"""
-STUBBORN = """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.write(writing, b"!")
-time.sleep(600)
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -110,20 +97,28 @@ def test_a_fork_of_ours_lets_go_of_its_copy_only(tmp_path: Path) -> None:
 
 
 def test_interrupted_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun = []
+    begun: list[int] = []
+    noticed = threading.Event()
+
+    def interrupt(*_: Any) -> None:
+        noticed.set()
+        raise KeyboardInterrupt
 
     def slow(*args: Any) -> Child:
         made = start(*args)
-        begun.append(made.pid)
         os.kill(os.getpid(), signal.SIGINT)
+        noticed.wait(10)
+        begun.append(made.pid)
         return made
 
     monkeypatch.setattr(child, "start", slow)
-    with pytest.raises(KeyboardInterrupt):
-        start_in_thread(quick_script(tmp_path, STUBBORN))
-        time.sleep(10)  # where the signal comes a moment later
-    gc.collect()
-    assert not zombie_or_alive(begun[0])
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_in_thread(quick_script(tmp_path, STUBBORN))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: bool(begun) and not zombie_or_alive(begun[0]), "its end")
 
 
 LEAVE = """
@@ -208,7 +203,7 @@ def test_bytes(traces: Traces, kind: Any, memory: bool, monkeypatch: pytest.Monk
     assert made.line.recv(1) == b"x"
     made.serves()
     assert not traces.files()
-    assert descriptors() == before + 2
+    assert descriptors() == before + 2 + (made.watch is not None)
     made.end()
     made = start(kind(quick_source(CAT).encode()))
     made.end()

@@ -21,24 +21,12 @@ from rpcflow.transports import Url, async_popen, child, find_transport, popen
 from rpcflow.transports.async_popen import AsyncPopenChannel
 from rpcflow.transports.child import Child, start, start_in_thread
 from rpcflow.transports.popen import BlockingPopenChannel
-from tests.children import nothing_left, quick_script
+from tests.children import CAT, STUBBORN, nothing_left, quick_script
 from tests.server.support import Traces
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="processes on a pipe are for POSIX systems")
 MIB = 1 << 20
 
-CAT = """
-while data := os.read(reading, 1 << 20):
-    data = memoryview(data)
-    while data:
-        data = data[os.write(writing, data) :]
-"""
-STUBBORN = """
-import signal, time
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-os.write(writing, b"!")
-time.sleep(600)
-"""
 LOUD = """
 def shout():
     left = 1 << 20
@@ -205,6 +193,25 @@ async def test_it_closes_its_line_and_runs_on(opened: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("prints", [True, False])
+async def test_it_ends_and_another_holds_its_line(api: str, opened: Any, prints: bool) -> None:
+    """All it has said comes first."""
+    if not hasattr(os, "pidfd_open") or async_popen._new_epoll is None:
+        return  # a system that does not tell of ends, or one that is to be like that
+    quiet = "" if prints else "os.close(1); os.close(2)"
+    ends = await opened(
+        f"{quiet}\nimport time\nif not os.fork(): time.sleep(600)\n"
+        "os.read(reading, 1); os.write(writing, b'a' * 100_000); os._exit(3)"
+    )
+    await ends.send(b"!")
+    assert await ends.take(100_000) == b"a" * 100_000
+    with pytest.raises(ConnectionLostError):
+        await ends.take(1)
+    crash = ends.channel.crashed()
+    assert (crash.status, crash.signal) == (3, None)
+
+
+@pytest.mark.anyio
 async def test_sending_to_one_that_has_gone(opened: Any) -> None:
     ends = await opened("sys.exit(3)")
     with pytest.raises(ConnectionLostError):
@@ -277,6 +284,13 @@ def test_by_url(tmp_path: Path) -> None:
     room = memoryview(bytearray(100))
     assert eval(bytes(room[: channel.receive_into(room, time.monotonic() + 30)])) == ["one", "two words"]
     channel.close()
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsdecode(b"100%\xff#?.py")
+    os.rename(quick_script(tmp_path, CAT), tmp_path / name)
+    found = find_transport("popen").connect_blocking(url(tmp_path / "100%25%FF%23%3F.py"))
+    found.close()
 
 
 def test_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

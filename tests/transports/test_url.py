@@ -42,6 +42,10 @@ PATHS = st.text(string.ascii_letters + string.digits + "/._-", max_size=30).map(
         ("popen:///bin/true", None, Url("popen", path="/bin/true")),
         ("popen:./x?arg=1", None, Url("popen", path="./x", query=(("arg", "1"),))),
         ("popen:x", None, Url("popen", path="x")),
+        ("popen:///a#b", None, Url("popen", path="/a#b")),
+        ("popen:x?arg=&arg=1", None, Url("popen", path="x", query=(("arg", ""), ("arg", "1")))),
+        ("serial:/dev/ttyUSB0", None, Url("serial", path="/dev/ttyUSB0")),
+        ("serial:ttyUSB0", None, Url("serial", path="ttyUSB0")),
         (
             "serial:///dev/ttyUSB0?baud=115200",
             None,
