@@ -75,6 +75,18 @@ static int counted(void *self, const rpcflow_value *args, int32_t count, rpcflow
 }
 RPCFLOW_REGISTER(counted, counted);
 
+/* told(text, i): an error if the text is not the first one that was told */
+static int told(void *self, const rpcflow_value *args, int32_t count, rpcflow_value *result) {
+  static char last[64];
+  UNUSED;
+  if (count != 2 || args[0].type != RPCFLOW_STRING || args[1].type != RPCFLOW_INT) {
+    return rpcflow_raise("TypeError", "told takes a text and an int");
+  }
+  if (!last[0]) strncpy(last, args[0].u.as_string, sizeof last - 1);
+  return strcmp(last, args[0].u.as_string) == 0 ? 0 : rpcflow_raise("ValueError", "the text has changed");
+}
+RPCFLOW_REGISTER(told, told);
+
 static int64_t prepared;
 
 static int prepare(void *self, const rpcflow_value *args, int32_t count, rpcflow_value *result) {

@@ -233,6 +233,12 @@ def test_time_evaluator(session: RPCSession) -> None:
     assert module.time_evaluator("counted", session.cpu(), cache_flush_bytes=1 << 20)().mean > 0
 
 
+def test_arguments_outlive_each_repeat(session: RPCSession) -> None:
+    """Results lie behind the arguments, not over them."""
+    evaluator = session.system_lib().time_evaluator("told", session.cpu(), number=1, repeat=20)
+    assert len(evaluator("a text of some length that stays", 7).results) == 20
+
+
 def test_time_evaluator_refuses(session: RPCSession) -> None:
     module, cpu = session.system_lib(), session.cpu()
     with pytest.raises(RemoteError, match="no function nothing"):

@@ -189,8 +189,8 @@ def tensor(*args: Any, **options: Any) -> bytes:
     return struct.pack("<i", 7) + view(*args, **options)
 
 
-def init() -> bytes:
-    return packet(INIT, struct.pack("<Q", len(VERSION)) + VERSION + values())
+def init(*constructor: str) -> bytes:
+    return packet(INIT, struct.pack("<Q", len(VERSION)) + VERSION + values(*map(text, constructor)))
 
 
 def find(name: str) -> bytes:

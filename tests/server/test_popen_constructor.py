@@ -21,7 +21,23 @@ from tests.children import quick_script, quick_source, server_script, server_sou
 from tests.interop.conftest import need_tvm
 
 from .conftest import Host
-from .support import HOST, Traces, call, connect, exists, line, script, until, works
+from .support import (
+    HOST,
+    Raw,
+    Traces,
+    call,
+    connect,
+    exists,
+    find,
+    hello,
+    init,
+    invoke,
+    line,
+    script,
+    text,
+    until,
+    works,
+)
 
 
 @pytest.fixture
@@ -241,3 +257,18 @@ print("good")
 """
         with script(source) as process:
             assert line(process) == "good"
+
+
+def test_a_client_that_waits_is_told_when_its_time_is_up(host: Host, tmp_path: Path) -> None:
+    """Behind an answer that was passed on whole there is room for the server's own words."""
+    path = server_script(tmp_path)
+    with host() as server:
+        with Raw(server, hello(words=" -timeout=3") + init("rpc.PopenSession", str(path)) + find("t.echo")) as raw:
+            assert raw.answer() is not None
+            assert raw.packet() is not None
+            handle = raw.handle()
+            raw.send(invoke(handle, text("a call")))
+            assert raw.packet() is not None
+            assert raw.error().startswith("RPCSessionTimeoutError: ")
+            assert raw.ended()
+        works(server)

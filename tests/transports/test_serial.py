@@ -19,6 +19,7 @@ import pytest
 import rpcflow
 from rpcflow import sync
 from rpcflow.errors import ConnectionLostError, RPCSessionTimeoutError, WaitTimeoutError
+from rpcflow.protocol.link import State
 from rpcflow.transports import Url, find_transport
 from rpcflow.transports.link_channel import BlockingLinkChannel
 from rpcflow.transports.serial import Settings
@@ -150,6 +151,16 @@ async def test_options(connect: Any, board: Board, option: str) -> None:
     """A terminal has no modem lines, and no parity: that it does without them is what is seen here."""
     async with connect(f"{board.url}&{option}") as session:
         await use(session, 3, 1000)
+
+
+async def test_the_device_is_told_of_the_end(connect: Any, board: Board) -> None:
+    """Nothing but the host's goodbye takes its session from the device before the next host comes."""
+    async with connect(board.url) as session:
+        await use(session, 2, 100)
+        assert board.device.link.state is State.OPEN
+    with anyio.fail_after(10):
+        while board.device.link.state is State.OPEN:
+            await anyio.sleep(0.01)
 
 
 async def test_a_session_right_after_one_that_was_killed(connect: Any, board: Board) -> None:
