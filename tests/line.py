@@ -11,7 +11,6 @@ import threading
 import time
 import tty
 from collections import deque
-from typing import Protocol
 
 import attrs
 
@@ -22,32 +21,29 @@ _AHEAD_NBYTES = 4096
 
 
 @attrs.define
-class Faults:
-    """How likely each is: for a byte, or for a frame, that is, what stands between two ``7E``."""
+class ByteFaults:
+    """How likely it is for a byte that it is lost, changed, doubled, or that one is added before it."""
 
     lose: float = 0.0
     change: float = 0.0
     double: float = 0.0
     add: float = 0.0
-    lose_frames: float = 0.0
-    double_frames: float = 0.0
     delay: float = 0.0
     """Seconds, at most, that bytes given at once are late."""
+
+
+@attrs.define
+class Faults(ByteFaults):
+    """And for a frame, that is, what stands between two ``7E``."""
+
+    lose_frames: float = 0.0
+    double_frames: float = 0.0
 
     def __bool__(self) -> bool:
         return any(attrs.astuple(self))
 
 
-class Chances(Protocol):
-    """How likely it is for a byte that it is lost, changed, doubled, or that one is added before it."""
-
-    lose: float
-    change: float
-    double: float
-    add: float
-
-
-def spoilt_byte(dice: random.Random, chances: Chances, byte: int) -> bytes:
+def spoilt_byte(dice: random.Random, chances: ByteFaults, byte: int) -> bytes:
     """What arrives for a byte."""
     out = bytearray()
     if dice.random() < chances.add:

@@ -9,7 +9,7 @@ from itertools import count
 import attrs
 
 from rpcflow.protocol.link import DeviceLink, HostLink, Link, Sizes, State
-from tests.line import spoilt_byte
+from tests.line import ByteFaults, spoilt_byte
 
 SPEED = 11_520.0
 """Bytes a second of the line."""
@@ -18,18 +18,11 @@ _STEP = 16
 
 
 @attrs.define
-class Faults:
-    """How likely each is, for a byte (``pieces`` lost: for all that is given to the line at once)."""
+class Faults(ByteFaults):
+    """And for all that is given to the line at once: that it is lost, or arrives twice."""
 
-    lose: float = 0.0
-    change: float = 0.0
-    double: float = 0.0
-    add: float = 0.0
     pieces: float = 0.0
     repeat: float = 0.0
-    """That what is given at once arrives twice."""
-    delay: float = 0.0
-    """Seconds, at most, on top of what the line takes."""
 
 
 class Direction:
