@@ -24,6 +24,7 @@ from rpcflow.session import client as c
 from rpcflow.session import server as s
 from rpcflow.session.client import ClientMachine
 from rpcflow.session.wire_errors import from_text, to_text
+from rpcflow.transports.logs import printable
 from tests.session.tiny import CPU, TinyServer, joined
 from tests.strategies import same
 
@@ -326,6 +327,19 @@ def wire_errors(data: bytes) -> None:
         assert len(text.encode()) < 1 << 20
         again = from_text(text)
         assert not structured or type(again) is type(error)
+
+
+@target("log-texts", lambda: [*corpus.error_texts(), b"\x1b[2J\n\r\xe2\x80\xae\xed\xa0\x80"], 1)
+def log_texts(data: bytes) -> None:
+    """Any text, halves of surrogate pairs too, becomes one that prints on one line and is no longer than it may be.
+    No refusal is proper."""
+    if not data:
+        return
+    text = data[1:].decode("utf-8", "surrogateescape")
+    shown = printable(text, data[0])
+    assert len(shown) <= data[0]
+    assert shown.isprintable()
+    shown.encode()
 
 
 @target("dtype-names", lambda: [b"float32x4", b"float8_e4m3b11fnuz", b"bool", b"handle", b"bfloat16", b"int4x2"])
