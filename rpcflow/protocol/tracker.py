@@ -6,13 +6,14 @@ import json
 import struct
 from typing import Any, Final
 
-from rpcflow.errors import ProtocolError
+from rpcflow.errors import AuthenticationError, PermissionDeniedError, ProtocolError, RPCError
 
 from .handshake import TRACKER_MAGIC
 from .limits import DEFAULT_LIMITS, Limits
 
 _I32: Final = struct.Struct("<i")
 MAGIC_BYTES: Final = _I32.pack(TRACKER_MAGIC)
+_REFUSALS: Final = {kind.__name__: kind for kind in (AuthenticationError, PermissionDeniedError)}
 
 
 class TrackerCode(enum.IntEnum):
@@ -45,6 +46,24 @@ def frame(data: bytes, most: int = DEFAULT_LIMITS.tracker_frame_nbytes) -> bytes
     if len(data) > most:
         raise ValueError(f"a tracker message of {len(data)} bytes; the limit is {most}")
     return _I32.pack(len(data)) + data
+
+
+def encode_refusal(error: RPCError) -> bytes:
+    """The answer of a tracker of ours to whom it does not serve: ``[-1, "KIND: message"]``."""
+    return encode_frame([-1, f"{type(error).__name__}: {str(error)[:1000]}"])
+
+
+def check_refusal(answer: Any) -> None:
+    """Raise what a tracker's answer stands for if it is a refusal.
+
+    Raises:
+        AuthenticationError, PermissionDeniedError: it does not serve us.
+    """
+    match answer:
+        case [-1, str(text)]:
+            kind, _, message = text.partition(": ")
+            if kind in _REFUSALS:
+                raise _REFUSALS[kind](message)
 
 
 class FrameReader:

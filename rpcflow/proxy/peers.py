@@ -2,14 +2,15 @@
 """A connection that has said its key, by plain socket or by websocket."""
 
 import socket
+from collections.abc import Callable
 from typing import Final
 
 import anyio
 
 from rpcflow.errors import ConnectionLostError
-from rpcflow.protocol.handshake import HelloReader, KeyText, Side
+from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.transports import AsyncChannel
-from rpcflow.transports.accepting import linger, read_hello, say
+from rpcflow.transports.accepting import linger, read_introduction, receiving, say
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 
 _ANSWER_SECONDS: Final = 5.0
@@ -21,17 +22,23 @@ class Peer:
     Args:
         name: who it is, for the log.
         text: its whole key text, which its partner is given.
+        token: of its credentials, which are for us; empty where it has shown none.
+
+    Attributes:
+        carry: to be called when its session begins.
     """
 
-    def __init__(self, name: str, text: str) -> None:
+    def __init__(self, name: str, text: str, token: str = "") -> None:
         self.name = name
         self.text = text
+        self.token = token
         # What a key's other words mean is between client and server.
         parsed = KeyText.parse(text.split()[0] if text.split() else "")
         self.side: Side = parsed.side
         self.key = parsed.key
         self.waiting = anyio.CancelScope()
         self.matched = False
+        self.carry: Callable[[], None] = _nothing
         self.done = anyio.Event()
 
     def meet(self) -> None:
@@ -67,11 +74,15 @@ class Peer:
         """Say goodbye where its line has a word for that; the socket is closed by who accepted it."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class SocketPeer(Peer):
     """One that came by TCP."""
 
-    def __init__(self, name: str, text: str, sock: socket.socket) -> None:
-        super().__init__(name, text)
+    def __init__(self, name: str, text: str, token: str, sock: socket.socket) -> None:
+        super().__init__(name, text, token)
         self._sock = sock
 
     @classmethod
@@ -81,8 +92,8 @@ class SocketPeer(Peer):
         Raises:
             ProtocolError: it has none.
         """
-        hello = await read_hello(sock)
-        return None if hello is None else cls(name, hello.text or "", sock)
+        said = await read_introduction(receiving(sock))
+        return None if said is None else cls(name, said.hello.text or "", said.token, sock)
 
     def plain(self) -> socket.socket | None:
         return self._sock
@@ -117,24 +128,29 @@ class SocketPeer(Peer):
 class ChannelPeer(Peer):
     """One that came by a channel: a websocket."""
 
-    def __init__(self, name: str, text: str, channel: AsyncChannel) -> None:
-        super().__init__(name, text)
+    def __init__(self, name: str, text: str, token: str, channel: AsyncChannel) -> None:
+        super().__init__(name, text, token)
         self._channel = channel
 
     @classmethod
     async def greet(cls, channel: AsyncChannel, name: str) -> "ChannelPeer | None":
         """As :meth:`SocketPeer.greet`."""
-        reader = HelloReader.for_server()
-        try:
-            while reader.hello is None:
-                buffer = memoryview(bytearray(reader.wanted))
-                count = await channel.receive_into(buffer)
+
+        async def receive(nbytes: int) -> bytes | None:
+            buffer = memoryview(bytearray(nbytes))
+            position = 0
+            while position < nbytes:
+                count = await channel.receive_into(buffer[position:])
                 if not count:
                     return None
-                reader.feed(buffer[:count])
+                position += count
+            return bytes(buffer)
+
+        try:
+            said = await read_introduction(receive)
         except ConnectionLostError:
             return None
-        return cls(name, reader.hello.text or "", channel)
+        return None if said is None else cls(name, said.hello.text or "", said.token, channel)
 
     def channel(self) -> AsyncChannel:
         return self._channel

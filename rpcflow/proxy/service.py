@@ -2,23 +2,28 @@
 """The proxy as its program sees it: listens, brings clients and servers together, carries what they say."""
 
 import logging
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
-from rpcflow.errors import ProtocolError
-from rpcflow.protocol.handshake import Answer, encode_answer
+from rpcflow.errors import AuthenticationError, PermissionDeniedError, ProtocolError
+from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
+from rpcflow.security.door import Door, DoorLimits, Visitor
+from rpcflow.security.protection import check_reach, protect
+from rpcflow.security.rights import Rights
+from rpcflow.security.server_context import ALPN, ALPN_WEB
+from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports import Url, check_transport, tcp
-from rpcflow.transports.accepting import HANDSHAKE_SECONDS, accept, end_tasks
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
 from rpcflow.transports.bridge import carry
 from rpcflow.transports.descriptors import connection_limit
-from rpcflow.transports.sockets import tune
+from rpcflow.transports.logs import LimitedLog
 from rpcflow.transports.url import tracker_url
 
 from .pairing import Matched, Pairing, PlainPairing, Refused, TrackedPairing
@@ -54,6 +59,13 @@ class Proxy:
         index_page: file to serve at ``/`` of the web port.
         resource_files: pairs of a folder's name in URLs and a file to serve in it.
         insecure: listen where others than this machine can reach it, unencrypted.
+        tls: encrypt the lines to us: clients and servers come by ``tls://``, at the web port by ``wss://``. What a
+            server that ends TLS itself and its clients say to each other we cannot read either way. Needs the packages
+            of ``rpcflow[security]``, as the next ones do.
+        identity: name of our identity, or the file with our key and certificate; ``default`` is made if need be.
+        client_ca: file with the certificates of authorities that issue certificates to clients and servers.
+        require_client: serve only peers that show a certificate, of ``client_ca`` or from pairing.
+        policy: TOML file that says who may use which keys.
         peer_timeout: seconds after which a peer that has vanished without a word is given up.
 
     Raises:
@@ -76,6 +88,11 @@ class Proxy:
         resource_files: Sequence[tuple[str, str]] | None = None,
         *,
         insecure: bool = False,
+        tls: bool = False,
+        identity: str | os.PathLike[str] | None = None,
+        client_ca: str | os.PathLike[str] | None = None,
+        require_client: bool = False,
+        policy: str | os.PathLike[str] | None = None,
         peer_timeout: float = 30.0,
     ) -> None:
         tcp.check_ports(port, port_end)
@@ -88,11 +105,10 @@ class Proxy:
             raise ValueError(f"peer_timeout={peer_timeout} must be more than 0 and at most {_MAX_PEER_SECONDS} seconds")
         if host.startswith("unix:"):
             raise ValueError("a proxy is for those who cannot reach each other: it listens on TCP only")
-        if not insecure and not tcp.is_loopback(host):
-            raise ValueError(
-                f"{host!r} can be reached from other machines and the line is not encrypted: "
-                "listen on 127.0.0.1, or say insecure=True (--insecure)"
-            )
+        self._protection = protect(
+            tls=tls, identity=identity, client_ca=client_ca, require_client=require_client, policy=policy
+        )
+        check_reach(host, self._protection, insecure, "listen on 127.0.0.1")
         if (index_page or resource_files) and not web_port:
             raise ValueError("index_page and resource_files are served at web_port, which is not given")
         self.host = host.removeprefix("[").removesuffix("]")
@@ -109,8 +125,9 @@ class Proxy:
         self._site = _site(self.host, web_port, index_page, resource_files) if web_port else None
         self._relay: SpliceRelay | None = None
         self._registration: ProxyRegistration | None = None
+        self._rights = Rights(self._protection.policy)
+        self._log = LimitedLog(_log)
         self._connections = 0
-        self._strangers = 0
         self._carried = 0
         self._stack: AsyncExitStack | None = None
 
@@ -123,6 +140,8 @@ class Proxy:
     @property
     def url(self) -> Url:
         """Where clients and servers find it."""
+        if self._protection.tls is not None:
+            return Url("tls", self.host, self.port, query=(("pin", self._protection.pin),))
         return Url("tcp", self.host, self.port)
 
     async def __aenter__(self) -> "Proxy":
@@ -136,7 +155,20 @@ class Proxy:
             web_listeners = tcp.listen(self.host, self.web_port, self.web_port + 1) if self._site is not None else []
             for listener in web_listeners:
                 stack.callback(listener.close)
-            self._max_connections = connection_limit(_MAX_CONNECTIONS, each=3)
+            self._rpc_listeners = len(listeners)
+            door = Door(
+                [*listeners, *web_listeners],
+                self._welcome,
+                DoorLimits.of(connection_limit(_MAX_CONNECTIONS, each=3)),
+                _log,
+                tls=self._protection.tls,
+                alpns=[ALPN] * len(listeners) + [ALPN_WEB] * len(web_listeners),
+                handshake_timeout=HANDSHAKE_SECONDS,
+                peer_timeout=self._peer_timeout,
+                user_timeout=False,  # behind a long call, a client that lives reads nothing and others wait
+            )
+            await door.start()
+            stack.push_async_callback(door.aclose)
             if AVAILABLE:
                 self._relay = SpliceRelay(self._peer_timeout)
                 stack.callback(self._relay.stop)
@@ -146,10 +178,7 @@ class Proxy:
             stack.push_async_callback(end_tasks, self._tasks)
             if self._relay is not None:
                 self._tasks.start_soon(self._relay.run)
-            for listener in listeners:
-                self._tasks.start_soon(accept, listener, partial(self._welcome, web=False), _log)
-            for listener in web_listeners:
-                self._tasks.start_soon(accept, listener, partial(self._welcome, web=True), _log)
+            self._tasks.start_soon(door.run)
             if self._tracker is not None:
                 await self._register(self._tracker)
             self._stack = stack.pop_all()
@@ -170,37 +199,22 @@ class Proxy:
 
     # ---- connections
 
-    def _welcome(self, sock: socket.socket, address: Any, web: bool) -> None:
-        name = f"{address[0]}:{address[1]}"
-        # Strangers get a part of all there is, so that they cannot take the place of those who have said their key.
-        if self._connections >= self._max_connections or self._strangers * 4 >= self._max_connections:
-            sock.close()
-            return
-        try:
-            sock.setblocking(False)
-            tune(sock, self._peer_timeout)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                # It ends lines whose other end lives but reads nothing for so long: behind a long call, others wait.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
-        except OSError:
-            sock.close()
-            return
+    def _welcome(self, sock: socket.socket, visitor: Visitor) -> None:
         self._connections += 1
-        self._strangers += 1
-        self._tasks.start_soon(self._serve, sock, name, web)
+        self._tasks.start_soon(self._serve, sock, visitor)
 
-    async def _serve(self, sock: socket.socket, name: str, web: bool) -> None:
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
+        name = str(visitor)
         peer: Peer | None = None
         try:
-            try:
-                if web:
-                    assert self._site is not None
-                    peer = await self._site.serve(sock, name)
-                else:
-                    peer = await self._greet(sock, name)
-            finally:
-                self._strangers -= 1
-            if peer is not None:
+            if visitor.listener >= self._rpc_listeners:
+                assert self._site is not None
+                peer = await self._site.serve(sock, name)
+            else:
+                peer = await self._greet(sock, name)
+            if peer is not None and await self._allowed(peer, visitor):
+                visitor.known()
+                peer.carry = visitor.carry
                 await self._meet(peer)
         except Exception:  # one connection's fault must not end the others: the log has it
             _log.exception("serving %s failed", name)
@@ -209,17 +223,34 @@ class Proxy:
             if peer is not None:
                 peer.close()
             sock.close()
+            visitor.leave()
+
+    async def _allowed(self, peer: Peer, visitor: Visitor) -> bool:
+        """Whether a peer may use its key here; if not, it has been told. A client is told in words, as by a server."""
+        try:
+            client = self._rights.identify(visitor, peer.token)
+            if client is not None and self._tracker is None and not client.policy.allows_key(peer.key):
+                raise PermissionDeniedError(f"the proxy's policy does not let {client.name!r} use the key {peer.key!r}")
+        except (AuthenticationError, PermissionDeniedError) as error:
+            self._log.warning("refused", "%s is refused: %s: %s", peer.name, type(error).__name__, error)
+            words = encode_answer(Answer.MISMATCH)
+            if peer.side is Side.CLIENT:
+                ours = visitor.encrypted or bool(peer.token)
+                words = encode_answer(Answer.OK, str(KeyText(Side.SERVER, peer.key))) + error_packet(error, ours)
+            await peer.refuse(words)
+            return False
+        return True
 
     async def _greet(self, sock: socket.socket, name: str) -> Peer | None:
         try:
             with anyio.move_on_after(HANDSHAKE_SECONDS):
                 peer = await SocketPeer.greet(sock, name)
                 if peer is None:
-                    _log.info("%s went before it said its key", name)
+                    self._log.info("silent", "%s went before it said its key", name)
                 return peer
-            _log.info("%s did not say its key", name)
+            self._log.info("silent", "%s did not say its key", name)
         except ProtocolError as error:
-            _log.info("%s: %s", name, error)
+            self._log.info("protocol", "%s: %s", name, error)
         return None
 
     # ---- meeting
@@ -258,6 +289,8 @@ class Proxy:
 
     async def _carry(self, first: Peer, second: Peer) -> None:
         first.meet()
+        first.carry()
+        second.carry()
         self._carried += 1
         _log.info("%s and %s meet under %r", first.name, second.name, first.key)
         try:

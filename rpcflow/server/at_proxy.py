@@ -11,16 +11,27 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from rpcflow.errors import ConnectionLostError, DuplicateKeyError, KeyMismatchError, ProtocolError, RPCError
+from rpcflow.errors import (
+    AuthenticationError,
+    ConnectionLostError,
+    DuplicateKeyError,
+    KeyMismatchError,
+    PermissionDeniedError,
+    ProtocolError,
+    RPCError,
+)
 from rpcflow.protocol.handshake import KeyText, Side
+from rpcflow.security.door import Visitor
+from rpcflow.session.wire_errors import error_packet
 from rpcflow.tracker.retrying import Retrying
 from rpcflow.transports import AsyncChannel, Url, find_transport
-from rpcflow.transports.accepting import linger
+from rpcflow.transports.accepting import linger, say
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.bridge import bridge
 from rpcflow.transports.greeting import greet_async
 from rpcflow.transports.sockets import tune
 
+from .connection import Connection
 from .session import WorkerSession
 
 if TYPE_CHECKING:
@@ -107,6 +118,8 @@ class ProxyDialer:
                 await self._serve_socket(channel.socket, key, waiter)
             else:
                 await self._serve_channel(channel, key, waiter)
+        except AuthenticationError as error:
+            self._server._limited_log.warning("refused", "a client of the proxy is refused: %s", error)
         except Exception:
             _log.exception("serving a client of the proxy failed")
         finally:
@@ -114,11 +127,39 @@ class ProxyDialer:
             channel.close()
 
     async def _serve_socket(self, sock: socket.socket, key: KeyText, waiter: "Waiter") -> None:
+        if self._server._protection.tls is not None:
+            await self._serve_secured(sock, waiter)
+            return
+        try:
+            client = self._server._rights.identify(Visitor(self._proxy.host, self._proxy.port), "")
+            right = self._server._rights.allow(client, self._key.key)
+        except (AuthenticationError, PermissionDeniedError) as error:
+            self._server._limited_log.warning("refused", "a client of the proxy is refused: %s", error)
+            say(sock, error_packet(error, structured=False))
+            await linger(sock)
+            return
         number = self._server._next_number()
         _log.info("session %d: by way of the proxy", number)
-        await WorkerSession(self._server, number, sock, key.timeout).run()
-        waiter.done()
+        try:
+            await WorkerSession(self._server, number, sock, right.budget(key.timeout), right.grant).run()
+        finally:
+            waiter.done()
+            right.leave()
         await linger(sock)
+
+    async def _serve_secured(self, sock: socket.socket, waiter: "Waiter") -> None:
+        """TLS from end to end: the proxy has brought us bytes that it cannot read. Key and budget are said again inside,
+        where nobody can change them."""
+        plain, visitor = await self._secured(sock)
+        try:
+            await Connection(self._server, plain, visitor).run(waiter)
+        finally:
+            plain.close()
+
+    async def _secured(self, sock: socket.socket) -> tuple[socket.socket, Visitor]:
+        with anyio.move_on_after(self._server._handshake_timeout):
+            return await self._server._door.secure(sock, self._proxy.host, self._proxy.port)
+        raise AuthenticationError("a client of the proxy did not finish the TLS handshake in time")
 
     async def _serve_channel(self, channel: AsyncChannel, key: KeyText, waiter: "Waiter") -> None:
         """A worker's process knows sockets only."""

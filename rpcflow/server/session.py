@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection at the supervisor: its key, its wait, its session, its last words."""
+"""A session at the supervisor: its worker, its time, its end, its last words."""
 
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from rpcflow.errors import ProtocolError, RPCError, RPCSessionTimeoutError, SessionCrashedError
-from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
-from rpcflow.protocol.packets import ExceptionPacket, encode
-from rpcflow.session.wire_errors import to_text
-from rpcflow.transports.accepting import linger, read_hello, say
+from rpcflow.errors import RPCError, RPCSessionTimeoutError, SessionCrashedError
+from rpcflow.security.grant import EVERYTHING, Grant
+from rpcflow.session.wire_errors import error_packet
+from rpcflow.transports.accepting import say
 from rpcflow.transports.words import LastWords
 
 from .processes import describe_status, kill_group
@@ -23,7 +21,6 @@ from .status import StatusPage
 
 if TYPE_CHECKING:
     from .launching import LauncherProcess
-    from .queue import Waiter
     from .supervisor import Server
 
 _GONE_GRACE: Final = 0.3
@@ -41,13 +38,17 @@ class WorkerSession:
         number: of the session.
         sock: the client's line, its key read and not answered.
         budget: ``session_timeout`` in seconds, or None.
+        grant: what it may do.
     """
 
-    def __init__(self, server: "Server", number: int, sock: socket.socket, budget: float | None) -> None:
+    def __init__(
+        self, server: "Server", number: int, sock: socket.socket, budget: float | None, grant: Grant = EVERYTHING
+    ) -> None:
         self._server = server
         self._number = number
         self._sock = sock
         self._budget = budget
+        self._grant = grant
         self._starting = anyio.CancelScope()
         self._answered = False
         self._ended = anyio.Event()
@@ -86,7 +87,7 @@ class WorkerSession:
             if last is None and (self._status != 0 or page.call is not None):
                 last = self._crash(page, text)
             if last is not None and not page.sending:
-                say(self._sock, self._greeting() + _bytes(last, page.structured))
+                say(self._sock, self._greeting() + error_packet(last, page.structured))
 
     async def _begin(self, fds: list[int]) -> "LauncherProcess":
         for _ in range(_LAUNCHERS):
@@ -150,9 +151,7 @@ class WorkerSession:
 
     def _greeting(self) -> bytes:
         """Before its key is answered a client understands nothing but that answer."""
-        if self._answered or not self._server._config.greets:
-            return b""
-        return encode_answer(Answer.OK, str(KeyText(Side.SERVER, self._server._key)))
+        return b"" if self._answered else self._server._greeting()
 
     def _crash(self, page: StatusPage, words: str) -> SessionCrashedError:
         status = self._status
@@ -178,11 +177,6 @@ async def _pass_on(words: LastWords) -> None:
         await anyio.wait_readable(words.fd)  # after each read: one that prints for ever is not the only one here
 
 
-def _bytes(error: RPCError, structured: bool) -> bytes:
-    packet = encode(ExceptionPacket(to_text(error, structured)))
-    return b"".join(bytes(part) for part in packet if not isinstance(part, tuple))
-
-
 def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
     """A pipe whose reading end does not block; each end is closed with its stack."""
     read, write = os.pipe()
@@ -190,81 +184,3 @@ def _pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
     writing.callback(os.close, write)
     os.set_blocking(read, False)
     return read, write
-
-
-class Connection:
-    """A stranger, until its key is known.
-
-    Args:
-        server: whose it is.
-        sock: not in blocking mode.
-        peer: who it is, for the log.
-    """
-
-    def __init__(self, server: "Server", sock: socket.socket, peer: str) -> None:
-        self._server = server
-        self._sock = sock
-        self._peer = peer
-
-    async def run(self) -> None:
-        """Serve it to its end and close it."""
-        try:
-            admitted = await self._admitted()
-            if admitted is None:
-                return
-            key, leave = admitted
-            waiter = self._server._queue.join()
-            try:
-                if not await self._turn(waiter):
-                    _log.info("%s went while it waited", self._peer)
-                    return
-                number = self._server._next_number()
-                _log.info("session %d: %s", number, self._peer)
-                await WorkerSession(self._server, number, self._sock, key.timeout).run()
-            finally:
-                waiter.done()
-                leave()
-            await linger(self._sock)
-        finally:
-            self._sock.close()
-
-    async def _turn(self, waiter: "Waiter") -> bool:
-        if waiter.served:
-            return True
-        watcher = self._server._watcher
-        watcher.watch(self._sock, waiter.leave)
-        try:
-            return await waiter.wait()
-        finally:
-            watcher.unwatch(self._sock)
-
-    async def _admitted(self) -> tuple[KeyText, Callable[[], None]] | None:
-        """What it said, and what is to be called when it leaves; None if it may not come in."""
-        hello = None
-        try:
-            with anyio.move_on_after(self._server._handshake_timeout):
-                hello = await read_hello(self._sock)
-            if hello is None:
-                _log.info("%s did not say its key", self._peer)
-                return None
-        except ProtocolError as error:
-            _log.info("%s: %s", self._peer, error)
-            return None
-        key = leave = None
-        try:
-            key = KeyText.parse(hello.text or "")
-        except ProtocolError as error:
-            _log.info("%s: %s", self._peer, error)
-        if key is not None and key.side is Side.CLIENT:
-            leave = self._server._admit(key.key)
-            if leave is None:
-                _log.info("%s asked for another key", self._peer)
-        if key is None or leave is None:
-            say(self._sock, encode_answer(Answer.MISMATCH))
-            await linger(self._sock)
-            return None
-        if self._server._queue.full:
-            _log.warning("%s is turned away: %d wait already", self._peer, self._server._queue.waiting)
-            leave()
-            return None
-        return key, leave

@@ -9,26 +9,33 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from rpcflow.errors import ConnectionLostError
-from rpcflow.protocol.handshake import check_key
+from rpcflow.protocol.handshake import Answer, KeyText, Side, check_key, encode_answer
+from rpcflow.security.door import Door, DoorLimits, Visitor
+from rpcflow.security.protection import protect
+from rpcflow.security.rights import Rights
 from rpcflow.transports import Url
 from rpcflow.transports import tcp as tcp_transport
 from rpcflow.transports import unix as unix_transport
-from rpcflow.transports.accepting import HANDSHAKE_SECONDS, accept, end_tasks
-from rpcflow.transports.sockets import tune
+from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
+from rpcflow.transports.async_sockets import AsyncSocketChannel
+from rpcflow.transports.logs import LimitedLog
 
 from .at_proxy import ProxyDialer
 from .config import WorkerConfig
+from .connection import Connection
 from .launching import LauncherProcess
 from .places import listening_path, proxy_url, registering_url
 from .queue import TurnQueue
 from .registration import Registration
-from .session import Connection
 from .watch import GoneWatcher
+
+if TYPE_CHECKING:
+    from rpcflow.security.pairing_desk import PairingDesk
 
 _MAX_CONNECTIONS: Final = 1024
 _PACKET_SECONDS: Final = 60.0
@@ -65,6 +72,12 @@ class Server:
         imports: modules to import, which register functions.
         allow_path: folders that the sessions' paths may lie in besides their own.
         insecure: listen where others than this machine can reach it, unencrypted.
+        tls: encrypt: clients come by ``tls://``. Needs the packages of ``rpcflow[security]``, as the next ones do.
+        identity: name of our identity, or the file with our key and certificate; ``default`` is made if need be.
+        client_ca: file with the certificates of authorities that issue certificates to clients.
+        require_client: serve only clients that show a certificate, of ``client_ca`` or from pairing.
+        policy: TOML file that says who may do what.
+        pair: let new clients pair by a one-time code, which is logged; serve only paired ones.
         peer_timeout: seconds after which a client that has vanished without a word is given up.
         poll: None polls adaptively before a worker sleeps; False never does.
 
@@ -95,6 +108,12 @@ class Server:
         imports: Sequence[str] = (),
         allow_path: Sequence[str] = (),
         insecure: bool = False,
+        tls: bool = False,
+        identity: str | os.PathLike[str] | None = None,
+        client_ca: str | os.PathLike[str] | None = None,
+        require_client: bool = False,
+        policy: str | os.PathLike[str] | None = None,
+        pair: bool = False,
         peer_timeout: float = 30.0,
         poll: bool | None = None,
     ) -> None:
@@ -108,10 +127,19 @@ class Server:
         for name, value in (("imports", imports), ("allow_path", allow_path)):
             if isinstance(value, str):  # its characters would be taken for a list, and "/" is among a path's
                 raise ValueError(f"{name} takes a list of texts, not the text {value!r}")
+        self._protection = protect(
+            tls=tls,
+            identity=identity,
+            client_ca=client_ca,
+            require_client=require_client,
+            policy=policy,
+            pair=pair,
+        )
+        secure = insecure or self._protection.tls is not None
         self._unix: str | None = None
-        self._proxy = proxy_url(host, port, insecure) if is_proxy else None
+        self._proxy = proxy_url(host, port, secure) if is_proxy else None
         if self._proxy is None:
-            self._unix = listening_path(host, port, port_end, insecure)
+            self._unix = listening_path(host, port, port_end, secure)
         self._tracker = registering_url(tracker_addr, custom_addr, self._unix)
         self._custom_addr = custom_addr
         self.host = host.removeprefix("[").removesuffix("]")
@@ -134,13 +162,15 @@ class Server:
             packet_timeout=timeout if timeout is not None else _PACKET_SECONDS,
             no_fork=no_fork,
             poll=poll,
-            greets=self._proxy is None,
+            greets=self._proxy is None or self._protection.tls is not None,
         )
         self._registration: Registration | None = None
         self._max_sessions = max_sessions
         self._queue = TurnQueue(max_sessions)
         self._numbers = 0
-        self._max_connections = _connection_limit(max_sessions)
+        self._rights = Rights(self._protection.policy)
+        self._limited_log = LimitedLog(_log)
+        self._desk: PairingDesk | None = None
         self._connections = 0
         self._stack: AsyncExitStack | None = None
 
@@ -157,6 +187,8 @@ class Server:
             return self._proxy
         if self._unix is not None:
             return Url("unix", path=self._unix)
+        if self._protection.tls is not None:
+            return Url("tls", self.host, self.port, query=(("pin", self._protection.pin),))
         return Url("tcp", self.host, self.port)
 
     async def __aenter__(self) -> "Server":
@@ -168,14 +200,25 @@ class Server:
             stack.callback(self._watcher.close)
             self._launcher = await LauncherProcess.start(self._config)
             stack.push_async_callback(self._close_launcher)
+            self._door = Door(
+                self._listeners,
+                self._welcome,
+                DoorLimits.of(_connection_limit(self._max_sessions)),
+                _log,
+                tls=self._protection.tls,
+                handshake_timeout=self._handshake_timeout,
+                peer_timeout=self._peer_timeout,
+            )
+            await self._door.start()
+            stack.push_async_callback(self._door.aclose)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
             stack.push_async_callback(end_tasks, self._tasks)
             self._launcher_lock = anyio.Lock()
-            for task in (self._launcher.run, self._watcher.run):
+            for task in (self._launcher.run, self._watcher.run, self._door.run):
                 self._tasks.start_soon(task)
-            for listener in self._listeners:
-                self._tasks.start_soon(accept, listener, self._welcome, _log)
+            if self._protection.pairing:
+                self._open_desk()
             await self._be_found()
             self._stack = stack.pop_all()
         _log.log(self._log_level, "serving at %s", self.url)
@@ -228,27 +271,31 @@ class Server:
             stack.callback(sock.close)
         return sockets
 
-    def _welcome(self, sock: socket.socket, address: Any) -> None:
-        if self._connections >= self._max_connections:
-            sock.close()
-            return
-        try:
-            sock.setblocking(False)
-            tune(sock, self._peer_timeout)
-        except OSError:
-            sock.close()
-            return
-        peer = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else "a local client"
+    def _welcome(self, sock: socket.socket, visitor: Visitor) -> None:
         self._connections += 1
-        self._tasks.start_soon(self._serve, sock, peer)
+        self._tasks.start_soon(self._serve, sock, visitor)
 
-    async def _serve(self, sock: socket.socket, peer: str) -> None:
+    async def _serve(self, sock: socket.socket, visitor: Visitor) -> None:
         try:
-            await Connection(self, sock, peer).run()
+            await Connection(self, sock, visitor).run()
         except Exception:  # one connection's fault must not end the others: the log has it
-            _log.exception("serving %s failed", peer)
+            _log.exception("serving %s failed", visitor)
         finally:
             self._connections -= 1
+
+    # ---- pairing
+
+    def _open_desk(self) -> None:
+        from rpcflow.security.known import KnownClients
+        from rpcflow.security.pairing_desk import PairingDesk
+
+        assert self._protection.known_clients is not None
+        self._desk = PairingDesk(self._protection.pin, KnownClients(self._protection.known_clients))
+        _log.warning("to pair, run `rpcflow pair HOST:%d` there and give the code %s", self.port, self._desk.code)
+
+    async def _pair(self, sock: socket.socket, visitor: Visitor) -> None:
+        if self._desk is not None:
+            await self._desk.serve(AsyncSocketChannel(sock, poll=False), str(visitor))
 
     # ---- for sessions
 
@@ -257,6 +304,10 @@ class Server:
         if self._registration is not None:
             return self._registration.take(key)
         return _nothing if key == self._key else None
+
+    def _greeting(self) -> bytes:
+        """What a client must hear before it understands anything else."""
+        return encode_answer(Answer.OK, str(KeyText(Side.SERVER, self._key))) if self._config.greets else b""
 
     def _next_number(self) -> int:
         self._numbers += 1

@@ -12,13 +12,16 @@ from typing import Any, Final
 
 from rpcflow.errors import (
     STRUCTURED_KINDS,
+    AuthenticationError,
     FunctionNotFoundError,
+    PermissionDeniedError,
     ProtocolError,
     RemoteError,
     RPCError,
     RPCSessionTimeoutError,
     SessionCrashedError,
 )
+from rpcflow.protocol.packets import ExceptionPacket, encode
 
 FEATURE: Final = "rpcflow.structured_errors"
 """Looked up by a client that reads structured errors; a server that has it sends them from then on."""
@@ -26,6 +29,8 @@ FEATURE: Final = "rpcflow.structured_errors"
 _PREFIX: Final = "rpcflow-error "
 _TIMEOUT_PREFIX: Final = "RPCSessionTimeoutError: "
 _CRASH_PREFIX: Final = "SessionCrashedError: "
+_REFUSALS: Final = {f"{kind.__name__}: ": kind for kind in (AuthenticationError, PermissionDeniedError)}
+"""These are told before a server knows that its client reads more than words."""
 _STOCK_HOP: Final = "RPCError: Error caught from RPC call:\n"
 _MAX_CHARACTERS: Final = 64 * 1024
 """An error text is cut to this: long enough for any traceback, far below what a packet may hold."""
@@ -89,6 +94,12 @@ def _traceback(error: BaseException) -> str | None:
         return None
 
 
+def error_packet(error: BaseException, structured: bool) -> bytes:
+    """The Exception packet that tells a client of an error."""
+    packet = encode(ExceptionPacket(to_text(error, structured)))
+    return b"".join(bytes(part) for part in packet if not isinstance(part, tuple))
+
+
 def from_text(text: str) -> RPCError:
     """The error that an Exception packet stands for. Never raises: what is not understood is a
     RemoteError."""
@@ -96,6 +107,9 @@ def from_text(text: str) -> RPCError:
         return RPCSessionTimeoutError(text.removeprefix(_TIMEOUT_PREFIX))
     if text.startswith(_CRASH_PREFIX):  # told before the server knew that we read more than words
         return SessionCrashedError(text.removeprefix(_CRASH_PREFIX))
+    for prefix, kind in _REFUSALS.items():
+        if text.startswith(prefix):
+            return kind(text.removeprefix(prefix))
     own = text
     while own.startswith(_STOCK_HOP):  # a stock server on the way has passed it on
         own = own.removeprefix(_STOCK_HOP)

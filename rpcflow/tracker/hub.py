@@ -9,13 +9,14 @@ import select
 import selectors
 import socket
 import time
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.lowlevel
 
-from rpcflow.transports.accepting import accept
-from rpcflow.transports.sockets import tune
+from rpcflow.security.door import Visitor
+from rpcflow.security.rights import Rights
+from rpcflow.transports.logs import LimitedLog
 
 from .desk import Desk
 from .line import Line, Stage
@@ -33,20 +34,19 @@ class Hub:
         desk: answers them.
         handshake_timeout: seconds until the magic must be there.
         timeout: seconds a peer may stop in the middle of a message, or of taking an answer.
-        peer_timeout: seconds until a peer that vanished without a word is given up.
-        most: how many connections there may be.
+        rights: what the policy makes of them.
     """
 
-    def __init__(self, desk: Desk, handshake_timeout: float, timeout: float, peer_timeout: float, most: int) -> None:
+    def __init__(self, desk: Desk, handshake_timeout: float, timeout: float, rights: Rights) -> None:
         self.desk = desk
+        self.rights = rights
         self.unsent = 0
         self._seconds = {Stage.MAGIC: handshake_timeout, Stage.FRAME: timeout, Stage.ANSWERS: timeout}
-        self._peer_timeout = peer_timeout
-        self._most = most
         self._selector = selectors.DefaultSelector()
         self._lines: dict[Line, None] = {}
         self._timed: dict[Line, None] = {}
         self._clogged: dict[Line, None] = {}
+        self.log = LimitedLog(_log)
         self._more: dict[Line, None] = {}
         self._poller = select.poll() if _GONE else None
         self._arrived = anyio.Event()
@@ -74,10 +74,6 @@ class Hub:
                 if line in self._lines:
                     self._call(line, 0)
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Take in whoever knocks, until cancelled."""
-        await accept(listener, self._welcome, _log)
-
     async def watch_clock(self) -> None:
         """Close whoever takes too long, until cancelled."""
         # What is timed after a look cannot be due before the shortest time has passed: no need to be told of it.
@@ -88,7 +84,7 @@ class Hub:
                 await self._arrived.wait()
             now = time.monotonic()
             for line in [line for line in self._timed if line.deadline <= now]:
-                _log.info("%s is closed: it did not finish %s in time", line, line.stage.value)
+                self.log.info("too slow", "%s is closed: it did not finish %s in time", line, line.stage.value)
                 self.remove(line)
             nearest = min((line.deadline for line in self._timed), default=now + shortest)
             await anyio.sleep(min(nearest - now, shortest))
@@ -98,6 +94,7 @@ class Hub:
         for line in list(self._lines):
             self.remove(line)
         self._selector.close()
+        self.log.flush()
 
     # ---- for lines
 
@@ -127,7 +124,7 @@ class Hub:
         self.unsent += nbytes
         if self.unsent > _UNSENT_NBYTES and self._clogged:
             worst = next(iter(self._clogged))
-            _log.warning("%s is closed: it does not take its answers", worst)
+            self.log.warning("unread answers", "%s is closed: it does not take its answers", worst)
             del self._clogged[worst]
             worst.end()
 
@@ -165,21 +162,17 @@ class Hub:
             else:
                 line.proceed()
         except Exception:  # one connection's fault must not end the others: the log has it
-            _log.exception("serving %s failed", line)
+            self.log.exception("failed", "serving %s failed", line)
             self.remove(line)
 
-    def _welcome(self, sock: socket.socket, address: Any) -> None:
-        if len(self._lines) >= self._most:
-            _log.warning("%s:%s is turned away: %d connections", address[0], address[1], len(self._lines))
-            sock.close()
-            return
+    def welcome(self, sock: socket.socket, visitor: Visitor) -> None:
+        """Take in whoever the door has let in."""
         try:
-            sock.setblocking(False)
-            tune(sock, self._peer_timeout)
-            line = Line(self, sock, address[0], address[1])
+            line = Line(self, sock, visitor)
             self._selector.register(sock, selectors.EVENT_READ, line)
         except OSError:
             sock.close()
+            visitor.leave()
             return
         self._lines[line] = None
         line.start()

@@ -5,25 +5,29 @@ Nothing here waits: the hub calls when the socket is ready. A peer is not read f
 so what it may make us keep is one piece read and the answers to it.
 """
 
-import logging
 import selectors
 import socket
 import sys
 from collections import deque
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from rpcflow.errors import ProtocolError
-from rpcflow.protocol.tracker import MAGIC_BYTES, FrameReader
+from rpcflow.errors import AuthenticationError, PermissionDeniedError, ProtocolError, RPCError
+from rpcflow.protocol.credentials import CREDENTIALS_NBYTES, CredentialsReader
+from rpcflow.protocol.tracker import MAGIC_BYTES, FrameReader, TrackerCode, encode_refusal
+from rpcflow.security.door import Visitor
 from rpcflow.transports.sockets import NOSIGNAL
 
 if TYPE_CHECKING:
+    from rpcflow.security.policy import Client
+
     from .hub import Hub
 
 _PIECE_NBYTES: Final = 16 * 1024
 _TURN_MESSAGES: Final = 64
 """Messages of one connection that are answered before others have their turn."""
-_log: Final = logging.getLogger("rpcflow.tracker")
+_TAKEN_NBYTES: Final = 64 * 1024
+"""So much of its answers a peer must take to get time for the rest of them; a byte now and then is not enough."""
 
 
 class Stage(Enum):
@@ -41,20 +45,41 @@ class Line:
     Args:
         hub: whose it is.
         sock: not in blocking mode; the line's from now on.
-        host, port: the other end.
+        visitor: the other end.
     """
 
-    __slots__ = ("_broken", "_greeted", "_hub", "_out", "_reader", "_sock", "deadline", "host", "port", "stage")
+    __slots__ = (
+        "_broken",
+        "_client",
+        "_credentials",
+        "_greeted",
+        "_hub",
+        "_out",
+        "_reader",
+        "_refusal",
+        "_sock",
+        "_taken",
+        "_visitor",
+        "deadline",
+        "host",
+        "port",
+        "stage",
+    )
 
-    def __init__(self, hub: "Hub", sock: socket.socket, host: str, port: int) -> None:
+    def __init__(self, hub: "Hub", sock: socket.socket, visitor: Visitor) -> None:
         self._hub = hub
         self._sock = sock
         self._reader = FrameReader()
         self._out: deque[memoryview] | None = None
+        self._taken = 0
         self._greeted = False
         self._broken = False
-        self.host = host
-        self.port = port
+        self._visitor = visitor
+        self._credentials: CredentialsReader | None = CredentialsReader()
+        self._client: Client | None = None
+        self._refusal: RPCError | None = None
+        self.host = visitor.host
+        self.port = visitor.port
         self.stage = Stage.IDLE
         self.deadline = 0.0
 
@@ -89,6 +114,7 @@ class Line:
         self._broken = True
         self._release()
         self._sock.close()
+        self._visitor.leave()
 
     @property
     def socket(self) -> socket.socket:
@@ -112,6 +138,7 @@ class Line:
             if sent == len(data):
                 return True
             self._out = deque()
+            self._taken = 0
             self._hub.watch(self, selectors.EVENT_WRITE)
             self._enter(Stage.ANSWERS)
         assert self._out is not None
@@ -147,8 +174,49 @@ class Line:
         # Sending has made the kernel delay its acknowledgements again, and a peer that writes the length and the body
         # of its message apart waits for one in between.
         _acknowledge_at_once(self._sock)
-        self._reader.add(data)
+        try:
+            self._reader.add(self._without_credentials(data))
+        except ProtocolError as error:
+            self._hub.log.info("protocol", "%s is closed: %s", self, error)
+            self._hub.remove(self)
+            return
         self._answer()
+
+    def _without_credentials(self, data: bytes) -> bytes:
+        """What is left when the credentials, which may come before everything else, have been taken off."""
+        reader = self._credentials
+        if reader is None:
+            return data
+        if reader.wanted == CREDENTIALS_NBYTES and not reader.begins(data):
+            self._credentials = None
+            self._identify("")
+            return data
+        while data and not reader.done:
+            piece, data = data[: reader.wanted], data[reader.wanted :]
+            reader.feed(piece)
+        if reader.done:
+            self._credentials = None
+            self._identify(reader.token)
+        return data
+
+    def _identify(self, token: str) -> None:
+        try:
+            self._client = self._hub.rights.identify(self._visitor, token)
+        except AuthenticationError as error:
+            self._refusal = error
+            self._hub.log.warning("refused", "%s is refused: %s", self, error)
+
+    def _refused(self, message: Any) -> RPCError | None:
+        """Why a message is not taken; None if it is."""
+        if self._refusal is not None or self._client is None:
+            return self._refusal
+        match message:
+            case [TrackerCode.PUT | TrackerCode.REQUEST, str(key), *_] if not self._client.policy.allows_key(key):
+                who = self._client.name
+                error = PermissionDeniedError(f"the tracker's policy does not let {who!r} use the key {key[:200]!r}")
+                self._hub.log.warning("refused", "%s is refused: %s", self, error)
+                return error
+        return None
 
     def _answer(self) -> None:
         reader = self._reader
@@ -160,14 +228,19 @@ class Line:
                 message = reader.next_message()
                 if not self._greeted and reader.greeted:
                     self._greeted = progress = True
+                    self._visitor.known()
                     self.send(MAGIC_BYTES)
                 if message is None:
                     self._settle(progress)
                     return
                 progress = True
+                refused = self._refused(message[0])
+                if refused is not None:
+                    self.send(encode_refusal(refused))
+                    continue
                 self._hub.desk.take(self, message[0])
         except (ProtocolError, ValueError) as error:
-            _log.info("%s is closed: %s", self, error)
+            self._hub.log.info("protocol", "%s is closed: %s", self, error)
             self._hub.remove(self)
             return
         if not self._out:
@@ -196,7 +269,10 @@ class Line:
             while out:
                 sent = self._sock.send(out[0], NOSIGNAL)
                 self._hub.unsent -= sent
-                self._enter(Stage.ANSWERS, anew=True)
+                self._taken += sent
+                if self._taken >= _TAKEN_NBYTES:
+                    self._taken = 0
+                    self._enter(Stage.ANSWERS, anew=True)
                 if sent == len(out[0]):
                     out.popleft()
                 else:

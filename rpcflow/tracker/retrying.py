@@ -7,6 +7,8 @@ import time
 
 import anyio
 
+from rpcflow.transports.logs import printable
+
 from .backoff import Backoff
 
 
@@ -40,7 +42,7 @@ class Retrying:
         """It failed, or has worked until now: wait as long as is right before the next try."""
         self.failure = why
         level = logging.WARNING if self._in_touch else logging.DEBUG
-        self._log.log(level, "%s, will try again: %s", self._what, why)
+        self._log.log(level, "%s, will try again: %s", self._what, printable(why))
         self._in_touch = False
         self._backoff.ended_after(time.monotonic() - self._began)
         await anyio.sleep(self._backoff.seconds())

@@ -2,8 +2,8 @@
 """The tracker as its program sees it."""
 
 import logging
+import os
 import secrets
-import socket
 import time
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -11,6 +11,9 @@ from typing import Final
 
 import anyio
 
+from rpcflow.security.door import Door, DoorLimits
+from rpcflow.security.protection import check_reach, protect
+from rpcflow.security.rights import Rights
 from rpcflow.transports import Url, tcp
 from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
 from rpcflow.transports.descriptors import connection_limit
@@ -44,6 +47,11 @@ class Tracker:
         timeout: seconds a peer may stop in the middle of the handshake (default 5) or of a message, or leave its
             answers unread (default 60).
         insecure: listen where others than this machine can reach it, unencrypted.
+        tls: encrypt: peers come by ``tls://``. Needs the packages of ``rpcflow[security]``, as the next ones do.
+        identity: name of our identity, or the file with our key and certificate; ``default`` is made if need be.
+        client_ca: file with the certificates of authorities that issue certificates to clients and servers.
+        require_client: serve only peers that show a certificate, of ``client_ca`` or from pairing.
+        policy: TOML file that says who may offer and ask for which keys.
         peer_timeout: seconds after which a peer that has vanished without a word is given up.
 
     Raises:
@@ -61,6 +69,11 @@ class Tracker:
         timeout: float | None = None,
         *,
         insecure: bool = False,
+        tls: bool = False,
+        identity: str | os.PathLike[str] | None = None,
+        client_ca: str | os.PathLike[str] | None = None,
+        require_client: bool = False,
+        policy: str | os.PathLike[str] | None = None,
         peer_timeout: float = 30.0,
     ) -> None:
         tcp.check_ports(port, port_end)
@@ -70,11 +83,10 @@ class Tracker:
             raise ValueError(f"peer_timeout={peer_timeout} must be more than 0 and at most {_MAX_PEER_SECONDS} seconds")
         if host.startswith("unix:"):
             raise ValueError("a tracker tells clients the addresses that servers have for it: it listens on TCP only")
-        if not insecure and not tcp.is_loopback(host):
-            raise ValueError(
-                f"{host!r} can be reached from other machines and the line is not encrypted: "
-                "listen on 127.0.0.1, or say insecure=True (--insecure)"
-            )
+        self._protection = protect(
+            tls=tls, identity=identity, client_ca=client_ca, require_client=require_client, policy=policy
+        )
+        check_reach(host, self._protection, insecure, "listen on 127.0.0.1")
         self.host = host.removeprefix("[").removesuffix("]")
         self.port = port
         self._port_end = port_end
@@ -98,6 +110,8 @@ class Tracker:
     @property
     def url(self) -> Url:
         """Where servers and clients find it."""
+        if self._protection.tls is not None:
+            return Url("tls", self.host, self.port, query=(("pin", self._protection.pin),))
         return Url("tcp", self.host, self.port)
 
     async def __aenter__(self) -> "Tracker":
@@ -109,12 +123,22 @@ class Tracker:
                 stack.callback(listener.close)
             self.port = listeners[0].getsockname()[1]
             desk = Desk(self._stop_key, time.monotonic, time.time)
-            most = connection_limit(_MAX_CONNECTIONS)
-            self._hub = Hub(desk, self._handshake_timeout, self._timeout, self._peer_timeout, most)
+            self._hub = Hub(desk, self._handshake_timeout, self._timeout, Rights(self._protection.policy))
             stack.callback(self._hub.close)
+            door = Door(
+                listeners,
+                self._hub.welcome,
+                DoorLimits.of(connection_limit(_MAX_CONNECTIONS)),
+                _log,
+                tls=self._protection.tls,
+                handshake_timeout=self._handshake_timeout,
+                peer_timeout=self._peer_timeout,
+            )
+            await door.start()
+            stack.push_async_callback(door.aclose)
             self._tasks = anyio.create_task_group()
             await self._tasks.__aenter__()
-            self._tasks.start_soon(self._run, self._hub, listeners)
+            self._tasks.start_soon(self._run, self._hub, door)
             self._stack = stack.pop_all()
         _log.log(logging.DEBUG if self._silent else logging.INFO, "tracking at %s", self.url)
         return self
@@ -128,11 +152,10 @@ class Tracker:
         finally:
             await self._stack.aclose()
 
-    async def _run(self, hub: Hub, listeners: list[socket.socket]) -> None:
+    async def _run(self, hub: Hub, door: Door) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(hub.watch_clock)
-            for listener in listeners:
-                tasks.start_soon(hub.accept, listener)
+            tasks.start_soon(door.run)
             await hub.run()
             tasks.cancel_scope.cancel()
         # Somebody who knows the stop key has stopped us: from now on nobody finds anything here.

@@ -3,13 +3,15 @@
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, NoReturn
 
 import anyio
 import anyio.lowlevel
+import attrs
 from anyio.abc import TaskGroup
 
+from rpcflow.protocol.credentials import CredentialsReader
 from rpcflow.protocol.handshake import Hello, HelloReader
 
 HANDSHAKE_SECONDS: Final = 5.0
@@ -50,25 +52,67 @@ async def end_tasks(tasks: TaskGroup) -> None:
     await tasks.__aexit__(None, None, None)
 
 
-async def read_hello(sock: socket.socket) -> Hello | None:
-    """Take the key off the line and not a byte more; None if it ends before.
+@attrs.frozen
+class Introduction:
+    """What a stranger says before anything else.
+
+    Args:
+        hello: its key.
+        token: of its credentials; empty where it has shown none.
+    """
+
+    hello: Hello
+    token: str = attrs.field(default="", repr=False)
+
+
+async def read_introduction(receive: Callable[[int], Awaitable[bytes | None]]) -> Introduction | None:
+    """Take credentials, if there are any, and the key off a line and not a byte more; None if it ends before.
+
+    Args:
+        receive: gives so many bytes, or None if the line ends before; :func:`receiving` makes it of a socket.
 
     Raises:
-        ProtocolError: it is not a key.
+        ProtocolError: it says something else.
     """
     reader = HelloReader.for_server()
+    data = await receive(reader.wanted)
+    if data is None:
+        return None
+    credentials = CredentialsReader()
+    if not credentials.begins(data):
+        reader.feed(data)
+    else:
+        credentials.feed(data)
+        while not credentials.done:
+            if (data := await receive(credentials.wanted)) is None:
+                return None
+            credentials.feed(data)
     while reader.hello is None:
-        try:
-            data = sock.recv(reader.wanted)
-        except BlockingIOError:
-            await anyio.wait_readable(sock)
-            continue
-        except OSError:
-            return None
-        if not data:
+        if (data := await receive(reader.wanted)) is None:
             return None
         reader.feed(data)
-    return reader.hello
+    return Introduction(reader.hello, credentials.token)
+
+
+def receiving(sock: socket.socket) -> Callable[[int], Awaitable[bytes | None]]:
+    """For :func:`read_introduction`. For a few bytes of a stranger's."""
+
+    async def receive(nbytes: int) -> bytes | None:
+        received = bytearray()
+        while len(received) < nbytes:
+            try:
+                data = sock.recv(nbytes - len(received))
+            except BlockingIOError:
+                await anyio.wait_readable(sock)
+                continue
+            except OSError:
+                return None
+            if not data:
+                return None
+            received += data
+        return bytes(received)
+
+    return receive
 
 
 def say(sock: socket.socket, data: bytes) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import rpcflow
+from rpcflow.security.rights import Rights
 from rpcflow.tracker.desk import Desk
 from rpcflow.tracker.hub import Hub
 from tests.server.support import until
@@ -23,7 +24,7 @@ from .support import HOST, PING, REQUEST, Raw
 @pytest.fixture(params=[True, False], ids=["poll", "peek"])
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     """As on Linux, and as where there is no way to ask."""
-    made = Hub(Desk("stop", time.monotonic, time.time), 5, 5, 30, 10)
+    made = Hub(Desk("stop", time.monotonic, time.time), 5, 5, Rights(None))
     if not request.param:
         made._poller = None
     elif made._poller is None:
