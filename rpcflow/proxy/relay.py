@@ -24,6 +24,7 @@ from typing import Final
 import anyio
 
 from rpcflow.transports.accepting import LINGER_SECONDS
+from rpcflow.transports.logs import LimitedLog
 
 AVAILABLE: Final = hasattr(select, "epoll") and hasattr(os, "splice")
 _BUFFER_NBYTES: Final = 1 << 16
@@ -108,6 +109,7 @@ class SpliceRelay:
         self._finished: deque[_Pair] = deque()
         self._spare: list[_Pipe] = []
         self._buffer = memoryview(bytearray(_BUFFER_NBYTES))
+        self._log = LimitedLog(_log)
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name="rpcflow proxy relay", daemon=True)
 
@@ -123,6 +125,7 @@ class SpliceRelay:
         self._wake_write.send(b"x")
         if self._thread.ident is not None:
             self._thread.join()
+        self._log.flush()
         for pipe in self._spare:
             pipe.close()
         self._epoll.close()
@@ -209,7 +212,7 @@ class SpliceRelay:
             else:
                 self._arm(pair)
         except Exception:  # one pair's fault must not end the others: the log has it
-            _log.exception("carrying between a client and a server failed")
+            self._log.exception("failed", "carrying between a client and a server failed")
             self._finish(pair)
 
     def _move(self, pair: _Pair, way: _Way) -> None:

@@ -26,6 +26,7 @@ from rpcflow.protocol.values import FilePayload, Part
 from rpcflow.transports.accepting import HANDSHAKE_SECONDS, linger
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.async_ws import AsyncWebSocketChannel
+from rpcflow.transports.logs import LimitedLog
 from rpcflow.transports.tcp import is_loopback
 from rpcflow.transports.websocket import WebSocketStream
 
@@ -83,13 +84,22 @@ class WebSite:
         host, port: where it is.
         index_page: file to serve at ``/``.
         resource_files: pairs of a folder's name in URLs and a file to serve in it under its own name.
+        log: for what those who come bring about; None for one of its own.
 
     Raises:
         ValueError: a file is not there.
     """
 
-    def __init__(self, host: str, port: int, index_page: str | None, resource_files: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        index_page: str | None,
+        resource_files: Sequence[tuple[str, str]],
+        log: LimitedLog | None = None,
+    ) -> None:
         self._port = port
+        self._log = log if log is not None else LimitedLog(_log)
         self._only_here = is_loopback(host)
         self._files: dict[str, str] = {}
         if index_page:
@@ -109,21 +119,23 @@ class WebSite:
             with anyio.move_on_after(HANDSHAKE_SECONDS) as reading:
                 request = await _read(line, http)
             if reading.cancelled_caught or request is None:
-                _log.info("%s did not ask for anything", name)
+                self._log.info("silent", "%s did not ask for anything", name)
             elif self._is_websocket(request):
                 with anyio.move_on_after(HANDSHAKE_SECONDS):
-                    return await _accept(line, request, name)
-                _log.info("%s did not say its key", name)
+                    return await _accept(line, request, name, self._log)
+                self._log.info("silent", "%s did not say its key", name)
             else:
                 await self._answer(line, http, request)
         except h11.RemoteProtocolError as error:
-            _log.info("%s: %s", name, error)
+            self._log.info("protocol", "%s: %s", name, error)
             await _refuse(line, http, _Refusal(HTTPStatus(error.error_status_hint)))
         except _Refusal as refusal:
-            _log.info("%s is refused: %d %s", name, refusal.status, refusal.status.phrase)
+            self._log.info(
+                "refused by the web port", "%s is refused: %d %s", name, refusal.status, refusal.status.phrase
+            )
             await _refuse(line, http, refusal)
         except ProtocolError as error:
-            _log.info("%s: %s", name, error)
+            self._log.info("protocol", "%s: %s", name, error)
         except ConnectionLostError:
             pass  # it has gone; nobody is left to be told
         return None
@@ -162,7 +174,7 @@ class WebSite:
         try:
             fd = os.open(file, os.O_RDONLY)
         except OSError as error:
-            _log.error("cannot serve %s: %s", request.path, error)
+            self._log.error("a file that cannot be read", "cannot serve %s: %s", request.path, error)
             raise _Refusal(HTTPStatus.NOT_FOUND) from error
         try:
             size = os.fstat(fd).st_size
@@ -196,12 +208,12 @@ async def _read(line: AsyncSocketChannel, http: h11.Connection) -> _Request | No
         http.receive_data(bytes(buffer[:count]))
 
 
-async def _accept(line: AsyncSocketChannel, request: _Request, name: str) -> Peer | None:
+async def _accept(line: AsyncSocketChannel, request: _Request, name: str, log: LimitedLog) -> Peer | None:
     """Make the request's line a websocket and take the key that comes over it."""
     try:
         stream, first = WebSocketStream.accept(request.headers, request.target)
     except ValueError as error:
-        _log.info("%s: %s", name, error)
+        log.info("protocol", "%s: %s", name, error)
         raise _Refusal(HTTPStatus.BAD_REQUEST) from error
     stream.feed(request.trailing)
     channel = AsyncWebSocketChannel(line, stream)

@@ -62,6 +62,8 @@ class LimitedLog:
 
     A cause is a few words of ours, one of a small number; they are also what the line on the rest says.
 
+    It is for one thread.
+
     Args:
         log: where lines go.
         lines: how many for each cause ...
