@@ -78,6 +78,20 @@ def get(proxy: Any, request: str) -> tuple[int, bytes, bytes]:
 # ---------------------------------------------------------------------------------------------- HTTP
 
 
+def test_what_is_said_does_not_make_lines_of_its_own(web: Web, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor more than a few lines of ours, however often it is said."""
+    caplog.set_level("INFO", "rpcflow.proxy")
+    with web() as proxy:
+        caplog.clear()
+        for number in range(30):
+            assert get(proxy, f"GET /%0a%1b[2J{number} HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 404
+            assert get(proxy, f"\x1b[2J\r{number}\r\n\r\n")[0] == 400
+        lines = caplog.messages
+        assert any("refused" in line for line in lines)
+        assert len(lines) <= 20
+        assert all(line.isprintable() and len(line) < 300 for line in lines)
+
+
 def test_files(web: Web, tmp_path: Path) -> None:
     with web() as proxy:
         status, head, body = get(proxy, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")

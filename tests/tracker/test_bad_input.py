@@ -214,6 +214,33 @@ def test_a_slow_reader_gets_all_its_answers(host: Host) -> None:
         assert peer.answer() == 0
 
 
+def test_taking_a_little_now_and_then_is_not_enough(host: Host) -> None:
+    with host(timeout=1.0) as tracker, Raw(tracker) as other:
+        for number in range(500):
+            other.say(PUT, "k" * 500, [1, f"k:{number}"])
+        assert [other.answer() for _ in range(500)] == [0] * 500
+        with Raw(tracker) as peer:
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.send(encode_frame([SUMMARY]) * 20)  # each is answered with 300 kB
+            hub = tracker._hub
+            assert hub is not None
+            until(lambda: peer.take(200) and len(hub) == 1, "giving up who takes 20 kB a second")
+        assert other.ask(PING) == 0
+
+
+def test_what_a_peer_says_does_not_make_lines_of_its_own(
+    tracker: rpcflow.Tracker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "rpcflow.tracker")
+    for number in range(30):
+        with Raw(tracker) as peer:
+            peer.say(REQUEST, "k", "", f"{number}\n\x1b[2Jall is well" + "x" * 5000)
+            assert peer.ended()
+    lines = [line for line in caplog.messages if "all is well" in line]
+    assert 0 < len(lines) <= 10
+    assert all(line.isprintable() and len(line) < 300 for line in lines)
+
+
 def test_requests_of_one_connection_are_bounded(
     tracker: rpcflow.Tracker, witness: Raw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
