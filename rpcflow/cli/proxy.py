@@ -2,9 +2,11 @@
 """``rpcflow proxy``."""
 
 import logging
+from typing import Any
 
 import click
 
+from .security_options import security_options
 from .serving import log_to_stderr, serve
 
 
@@ -17,7 +19,10 @@ from .serving import log_to_stderr, serve
 )
 @click.option("--tracker", metavar="ADDRESS", help="Tracker to offer the waiting servers to: HOST:PORT or a URL.")
 @click.option("--insecure", is_flag=True, help="Allow an address that others can reach, without encryption.")
-def proxy(host: str, port: int, port_end: int, web_port: int, tracker: str | None, insecure: bool) -> None:
+@security_options
+def proxy(
+    host: str, port: int, port_end: int, web_port: int, tracker: str | None, insecure: bool, **security: Any
+) -> None:
     """Bring clients and servers together that cannot reach each other."""
     from rpcflow.proxy.service import Proxy
     from rpcflow.transports.descriptors import raise_limit
@@ -25,10 +30,10 @@ def proxy(host: str, port: int, port_end: int, web_port: int, tracker: str | Non
     log_to_stderr(silent=False)
     raise_limit()
     try:
-        made = Proxy(host, port, port_end, web_port, tracker_addr=tracker or None, insecure=insecure)
-    except (ImportError, ValueError) as error:
+        made = Proxy(host, port, port_end, web_port, tracker_addr=tracker or None, insecure=insecure, **security)
+    except (ImportError, OSError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    if insecure:
+    if insecure and made.url.scheme != "tls":
         logging.getLogger("rpcflow.proxy").warning(
             "--insecure: whoever reaches %s can use the servers behind it, and the line is not encrypted", host
         )

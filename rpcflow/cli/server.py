@@ -4,9 +4,11 @@
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
+from .security_options import security_options
 from .serving import log_to_stderr, serve
 
 
@@ -28,6 +30,8 @@ from .serving import log_to_stderr, serve
 )
 @click.option("--silent", is_flag=True, help="Log only what goes wrong.")
 @click.option("--insecure", is_flag=True, help="Allow an address that others can reach, without encryption.")
+@security_options
+@click.option("--pair", is_flag=True, help="Let new clients pair, by a one-time code; serve only paired ones.")
 def server(
     host: str,
     port: int,
@@ -44,6 +48,7 @@ def server(
     allow_path: tuple[str, ...],
     silent: bool,
     insecure: bool,
+    **security: Any,
 ) -> None:
     """Offer sessions to clients."""
     from rpcflow.server.supervisor import Server
@@ -73,10 +78,11 @@ def server(
             imports=imports,
             allow_path=allow_path,
             insecure=insecure,
+            **security,
         )
-    except (ImportError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    if insecure and not host.startswith("unix:"):
+    if insecure and not host.startswith("unix:") and made.url.scheme != "tls":
         logging.getLogger("rpcflow.server").warning(
             "--insecure: whoever reaches %s can run code here, and the line is not encrypted", made.host
         )

@@ -2,9 +2,11 @@
 """``rpcflow tracker``."""
 
 import logging
+from typing import Any
 
 import click
 
+from .security_options import security_options
 from .serving import log_to_stderr, serve
 
 
@@ -14,7 +16,8 @@ from .serving import log_to_stderr, serve
 @click.option("--port-end", default=9199, show_default=True, type=click.IntRange(1, 65536), help="Port to stop before.")
 @click.option("--silent", is_flag=True, help="Log only what goes wrong.")
 @click.option("--insecure", is_flag=True, help="Allow an address that others can reach, without encryption.")
-def tracker(host: str, port: int, port_end: int, silent: bool, insecure: bool) -> None:
+@security_options
+def tracker(host: str, port: int, port_end: int, silent: bool, insecure: bool, **security: Any) -> None:
     """Bring servers and clients together: devices by key, in order."""
     from rpcflow.tracker.service import Tracker
     from rpcflow.transports.descriptors import raise_limit
@@ -22,10 +25,10 @@ def tracker(host: str, port: int, port_end: int, silent: bool, insecure: bool) -
     log_to_stderr(silent)
     raise_limit()
     try:
-        made = Tracker(host, port, port_end, silent=silent, insecure=insecure)
-    except ValueError as error:
+        made = Tracker(host, port, port_end, silent=silent, insecure=insecure, **security)
+    except (ImportError, OSError, ValueError) as error:
         raise click.UsageError(str(error)) from error
-    if insecure:
+    if insecure and made.url.scheme != "tls":
         logging.getLogger("rpcflow.tracker").warning(
             "--insecure: whoever reaches %s can ask for every device, and the line is not encrypted", host
         )

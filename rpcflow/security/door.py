@@ -93,9 +93,10 @@ class DoorLimits:
 
     @classmethod
     def of(cls, most: int) -> "DoorLimits":
-        """The usual shares: strangers get half of all, one address half of that."""
+        """The usual shares: strangers get half of all places, one address half of those, and three in four in all: all
+        clients of a lab may come by one address."""
         half = max(8, most // 2)
-        return cls(most, half, most, max(4, half // 2))
+        return cls(most, half, max(8, most * 3 // 4), max(4, half // 2))
 
 
 class Door:

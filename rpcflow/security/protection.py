@@ -2,7 +2,7 @@
 """The security options that server, tracker and proxy share, checked before anything is done."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import attrs
 
@@ -98,6 +98,36 @@ def check_reach(host: str, protection: Protection, insecure: bool, instead: str)
         )
 
 
-def options(**given: Any) -> dict[str, Any]:
-    """Only the options of :func:`protect` that say something: what a process of its own is told."""
-    return {name: value for name, value in given.items() if value not in (None, False)}
+class SecurityOptions(TypedDict, total=False):
+    """The options of :func:`protect`, for services that pass them on. ``pair`` is for servers alone."""
+
+    tls: bool
+    identity: str | os.PathLike[str] | None
+    client_ca: str | os.PathLike[str] | None
+    require_client: bool
+    policy: str | os.PathLike[str] | None
+    pair: bool
+
+
+def elsewhere(options: SecurityOptions) -> dict[str, Any]:
+    """The same for a process of its own, whose current folder may be another.
+
+    Raises:
+        TypeError: one of them is not known.
+    """
+    unknown = options.keys() - SecurityOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    plain: dict[str, Any] = dict(options)
+    for name in ("client_ca", "policy"):
+        if plain.get(name) is not None:
+            plain[name] = os.path.abspath(plain[name])
+    identity = plain.get("identity")
+    if identity is not None and os.path.exists(identity):
+        plain["identity"] = os.path.abspath(identity)
+    return plain
+
+
+def encrypted(options: SecurityOptions) -> bool:
+    """Whether a service with these options speaks TLS."""
+    return any(options.get(name) for name in ("tls", "identity", "client_ca", "require_client", "pair"))

@@ -148,8 +148,8 @@ class ProxyDialer:
         await linger(sock)
 
     async def _serve_secured(self, sock: socket.socket, waiter: "Waiter") -> None:
-        """TLS from end to end: the proxy has brought us bytes that it cannot read. Key and budget are said again inside,
-        where nobody can change them."""
+        """TLS from end to end: the proxy has brought us bytes that it cannot read. Key and budget are said again inside
+        it, where nobody can change them."""
         plain, visitor = await self._secured(sock)
         try:
             await Connection(self._server, plain, visitor).run(waiter)

@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn
 import anyio
 import attrs
 
-from rpcflow.errors import ConnectionLostError, RPCError
+from rpcflow.errors import AuthenticationError, ConnectionLostError, PermissionDeniedError, RPCError
 from rpcflow.tracker import questions
 from rpcflow.tracker.link import TrackerLink
 from rpcflow.tracker.retrying import Retrying
@@ -57,10 +57,23 @@ class Registration:
         custom_addr: the host clients are to be told; None for the one the tracker sees us come from.
         turns: how many sessions may run at a time.
         log_level: of what is merely worth knowing.
+        pin: of our key, where clients are to come by TLS; the tracker hands it on in the place of the host, as
+            ``tls://HOST?pin=PIN``.
+
+    Attributes:
+        refused: why the tracker does not serve us, if it has said so before we were ever registered; ``registered``
+            is set then too.
     """
 
     def __init__(
-        self, tracker: Url, key: str, port: int, custom_addr: str | None, turns: int, log_level: int = logging.INFO
+        self,
+        tracker: Url,
+        key: str,
+        port: int,
+        custom_addr: str | None,
+        turns: int,
+        log_level: int = logging.INFO,
+        pin: str = "",
     ) -> None:
         self._tracker = tracker
         self._key = key
@@ -68,6 +81,9 @@ class Registration:
         self._custom_addr = custom_addr
         self._turns = turns
         self._log_level = log_level
+        self._pin = pin
+        self._host = custom_addr
+        self.refused: RPCError | None = None
         self._offers: dict[str, _Offer] = {}
         self._taken = 0
         self._idle: anyio.CancelScope | None = None
@@ -116,13 +132,18 @@ class Registration:
                 await self._stay()
             except (RPCError, OSError) as error:
                 self._let_go()
+                if isinstance(error, (AuthenticationError, PermissionDeniedError)) and not self.registered.is_set():
+                    self.refused = error
+                    self.registered.set()
                 await self._retrying.failed(str(error))
 
     async def _stay(self) -> NoReturn:
         """Register, and offer what is free, until the line goes."""
         link = await _connect(self._tracker)
         try:
-            info = questions.update_info(self._key, self._custom_addr, self._port)
+            if self._pin:
+                self._host = questions.secure_host(self._custom_addr or link.local_host, self._pin)
+            info = questions.update_info(self._key, self._host, self._port)
             questions.check_done(await _ask(link, info))
             await self._offer_what_is_free(link)
             _log.log(self._log_level, "registered as %r with the tracker at %s", self._key, self._tracker)
@@ -143,7 +164,7 @@ class Registration:
         while self._counted() < self._turns:
             offer = _Offer(f"{self._key}:{secrets.token_hex(16)}")
             self._offers[offer.key] = offer  # before it is put: the client may be quicker than the answer
-            message = questions.put(self._key, self._port, offer.key, self._custom_addr)
+            message = questions.put(self._key, self._port, offer.key, self._host)
             questions.check_done(await _ask(link, message))
         if self.offered and self._counted() > self._turns:
             # Somebody came with a late key. Leaving the tracker takes back what nobody has yet.

@@ -245,11 +245,19 @@ class Server:
             raise ConnectionLostError(f"cannot wait at the proxy {self._proxy}: {dialer.failure}")
         if self._tracker is not None:
             self._registration = Registration(
-                self._tracker, self._key, self.port, self._custom_addr, self._max_sessions, self._log_level
+                self._tracker,
+                self._key,
+                self.port,
+                self._custom_addr,
+                self._max_sessions,
+                self._log_level,
+                self._protection.pin,
             )
             self._tasks.start_soon(self._registration.run)
             with anyio.move_on_after(_FOUND_SECONDS):
                 await self._registration.registered.wait()
+                if self._registration.refused is not None:
+                    raise self._registration.refused
                 return
             raise ConnectionLostError(
                 f"cannot register with the tracker at {self._tracker}: {self._registration.failure}"

@@ -66,6 +66,11 @@ class BlockingService:
     host: str
     port: int
 
+    @property
+    def url(self) -> str:
+        """Where it is found; with TLS, the pin of its key in it."""
+        return str(self._service.answer["url"])
+
     def terminate(self) -> None:
         """End it and all its sessions and connections; done when this returns."""
         self._service.terminate()

@@ -4,8 +4,9 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
+from rpcflow.security.protection import SecurityOptions, elsewhere, encrypted
 from rpcflow.transports.tcp import is_loopback
 
 from .process import BlockingService, ServiceProcess
@@ -17,7 +18,8 @@ class Proxy(BlockingService):
     """A proxy in a process of its own; ends with :meth:`terminate`, its ``with`` block, or when it is collected.
 
     The parameters are those of :class:`rpcflow.Proxy`. The line is not encrypted, and whoever reaches the proxy can use
-    the servers behind it, so keep it to networks you trust.
+    the servers behind it, so keep it to networks you trust,
+    or encrypt it (``tls=True``); ``url`` then says where it is found.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class Proxy(BlockingService):
         resource_files: Sequence[tuple[str, str]] | None = None,
         *,
         peer_timeout: float = 30.0,
+        **security: Unpack[SecurityOptions],
     ) -> None:
-        if not is_loopback(host):
+        if not is_loopback(host) and not encrypted(security):
             _log.warning(
                 "the proxy on %s can be reached from other machines, unencrypted: whoever reaches it can use the "
                 "servers behind it",
@@ -52,6 +55,7 @@ class Proxy(BlockingService):
             "resource_files": [(folder, os.path.abspath(file)) for folder, file in resource_files or ()],
             "insecure": True,
             "peer_timeout": peer_timeout,
+            **elsewhere(security),
         }
         self._service = ServiceProcess("proxy", options)
         self.host = host

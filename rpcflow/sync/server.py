@@ -3,9 +3,10 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from rpcflow.protocol.handshake import check_key
+from rpcflow.security.protection import SecurityOptions, elsewhere, encrypted
 from rpcflow.transports.tcp import is_loopback
 
 from .process import BlockingService, ServiceProcess
@@ -17,7 +18,8 @@ class Server(BlockingService):
     """An RPC server in a process of its own; ends with :meth:`terminate`, its ``with`` block, or when it is collected.
 
     The parameters are those of :class:`rpcflow.Server`, with stock's default ``host`` of all interfaces: the line is
-    not encrypted and whoever reaches it can run code, so keep it to networks you trust. With ``is_proxy``, ``host`` and
+    not encrypted and whoever reaches it can run code, so keep it to networks you trust, or encrypt it
+    (``tls=True``); ``url`` then says where it is found. With ``is_proxy``, ``host`` and
     ``port`` name the proxy.
     """
 
@@ -42,12 +44,16 @@ class Server(BlockingService):
         allow_path: Sequence[str] = (),
         peer_timeout: float = 30.0,
         poll: bool | None = None,
+        sandbox: bool = False,
+        sandbox_grant: Sequence[str] = (),
+        **security: Unpack[SecurityOptions],
     ) -> None:
         check_key(key)
         for name, value in (("imports", imports), ("allow_path", allow_path)):
             if isinstance(value, str):
                 raise TypeError(f"{name} is a list of texts, not one text")
-        if not is_proxy and not host.startswith("unix:") and not is_loopback(host):
+        reachable = not is_proxy and not host.startswith("unix:") and not is_loopback(host)
+        if reachable and not encrypted(security):
             _log.warning(
                 "the server on %s can be reached from other machines, unencrypted: whoever reaches it can run code",
                 host,
@@ -77,7 +83,10 @@ class Server(BlockingService):
             "insecure": True,
             "peer_timeout": peer_timeout,
             "poll": poll,
+            **elsewhere(security),
         }
+        if sandbox or sandbox_grant:
+            options |= {"sandbox": sandbox, "sandbox_grant": tuple(sandbox_grant)}
         self._service = ServiceProcess("server", options, silent)
         self.host: str = self._service.answer["host"] if is_proxy else host
         self.port: int = self._service.answer["port"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A service in a process of its own, for the blocking API; the parent's side is :mod:`rpcflow.sync.process`.
 
-What to run comes pickled in a file; it says ``{"host": ..., "port": ...}`` or ``{"error": ..., "kind": ...}`` over a
-pipe, and ends when its standard input does. Only what the wanted service needs is imported.
+What to run comes pickled in a file; it says ``{"host": ..., "port": ..., "url": ...}`` or ``{"error": ..., "kind":
+...}`` over a pipe, and ends when its standard input does. Only what the wanted service needs is imported.
 """
 
 import json
@@ -54,7 +54,7 @@ async def _serve(kind: str, options: dict[str, Any], answer: int) -> None:
     try:
         service, ended = _make(kind, options)
         async with service:
-            _say(answer, {"host": service.host, "port": service.port})
+            _say(answer, {"host": service.host, "port": service.port, "url": str(service.url)})
             said = True
             async with anyio.create_task_group() as tasks:
 

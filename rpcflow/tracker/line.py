@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 _PIECE_NBYTES: Final = 16 * 1024
 _TURN_MESSAGES: Final = 64
 """Messages of one connection that are answered before others have their turn."""
-_TAKEN_NBYTES: Final = 64 * 1024
-"""So much of its answers a peer must take to get time for the rest of them; a byte now and then is not enough."""
 
 
 class Stage(Enum):
@@ -58,7 +56,6 @@ class Line:
         "_reader",
         "_refusal",
         "_sock",
-        "_taken",
         "_visitor",
         "deadline",
         "host",
@@ -71,7 +68,6 @@ class Line:
         self._sock = sock
         self._reader = FrameReader()
         self._out: deque[memoryview] | None = None
-        self._taken = 0
         self._greeted = False
         self._broken = False
         self._visitor = visitor
@@ -138,7 +134,6 @@ class Line:
             if sent == len(data):
                 return True
             self._out = deque()
-            self._taken = 0
             self._hub.watch(self, selectors.EVENT_WRITE)
             self._enter(Stage.ANSWERS)
         assert self._out is not None
@@ -269,10 +264,7 @@ class Line:
             while out:
                 sent = self._sock.send(out[0], NOSIGNAL)
                 self._hub.unsent -= sent
-                self._taken += sent
-                if self._taken >= _TAKEN_NBYTES:
-                    self._taken = 0
-                    self._enter(Stage.ANSWERS, anew=True)
+                self._enter(Stage.ANSWERS, anew=True)
                 if sent == len(out[0]):
                     out.popleft()
                 else:

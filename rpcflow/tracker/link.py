@@ -4,6 +4,7 @@
 The frames are those of :mod:`rpcflow.protocol.tracker`.
 """
 
+import socket
 from collections import deque
 from typing import Any
 
@@ -39,6 +40,13 @@ class TrackerLink:
     def open(self) -> bool:
         """Whether it can be used, as far as is known: a peer that goes is noticed by who waits for it."""
         return self._open
+
+    @property
+    def local_host(self) -> str:
+        """The address of ours that the tracker sees us come from, unless something between us changes it."""
+        sock = getattr(self._channel, "socket", None)
+        name = sock.getsockname() if isinstance(sock, socket.socket) else None
+        return str(name[0]) if isinstance(name, tuple) else "127.0.0.1"
 
     @classmethod
     async def connect(cls, url: Url) -> "TrackerLink":

@@ -8,7 +8,7 @@ import attrs
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import check_key
-from rpcflow.protocol.tracker import FrameReader, TrackerCode
+from rpcflow.protocol.tracker import FrameReader, TrackerCode, check_refusal
 from rpcflow.transports import Url
 
 CONNECT_SECONDS: Final = 30.0
@@ -41,6 +41,17 @@ def put(key: str, port: int, match_key: str, custom_addr: str | None) -> list[An
     return [TrackerCode.PUT.value, key, [port, match_key], custom_addr]
 
 
+def secure_host(host: str, pin: str, proxy: str = "") -> str:
+    """What is told in the place of a host where clients are to come by TLS: an address without a port, with the pin of
+    the server's key in it.
+
+    Args:
+        proxy: how the proxy is spoken to that stands there in the server's place; empty for none.
+    """
+    host = f"[{host}]" if ":" in host else host
+    return f"tls://{host}?{f'proxy={proxy}&' if proxy else ''}pin={pin}"
+
+
 def request(key: str, priority: int) -> list[Any]:
     """Asks for a server; the answer comes when there is one."""
     return [TrackerCode.REQUEST.value, key, "", priority]
@@ -52,6 +63,7 @@ def check_done(answer: Any) -> None:
     Raises:
         ProtocolError: it is not the one that trackers give.
     """
+    check_refusal(answer)
     if isinstance(answer, bool) or answer != 0:
         raise ProtocolError(f"the tracker answered {_short(answer)} to what we offered it")
 
@@ -62,6 +74,7 @@ def read_pending(answer: Any) -> frozenset[str]:
     Raises:
         ProtocolError: they are not a list of texts.
     """
+    check_refusal(answer)
     if not isinstance(answer, list) or not all(isinstance(key, str) for key in answer):
         raise ProtocolError(f"the tracker answered {_short(answer)} when asked for match keys")
     return frozenset(answer)
@@ -75,6 +88,7 @@ def read_grant(answer: Any) -> Grant:
         ConnectionLostError: there is one that nobody can reach: its owner told the tracker nonsense.
         ProtocolError: there is none in it.
     """
+    check_refusal(answer)
     match answer:
         case [0, [str(host), int(port), str(key)]] if host and 0 < port < 65536 and not isinstance(port, bool):
             try:
@@ -93,6 +107,7 @@ def read_summary(answer: Any) -> dict[str, Any]:
     Raises:
         ProtocolError: it is not one.
     """
+    check_refusal(answer)
     match answer:
         case [0, {"queue_info": dict(), "server_info": list()}]:
             summary: dict[str, Any] = answer[1]
