@@ -17,7 +17,7 @@ from rpcflow.tracker import desk, hub
 from tests.server.support import until
 
 from .conftest import Host
-from .support import PENDING, PING, PUT, REQUEST, STOP, SUMMARY, UPDATE_INFO, Raw
+from .support import HOST, PENDING, PING, PUT, REQUEST, STOP, SUMMARY, UPDATE_INFO, Raw
 
 BAD_MESSAGES: list[Any] = [
     {"a": 1},
@@ -219,9 +219,12 @@ def test_taking_a_little_now_and_then_is_not_enough(host: Host) -> None:
         for number in range(500):
             other.say(PUT, "k" * 500, [1, f"k:{number}"])
         assert [other.answer() for _ in range(500)] == [0] * 500
-        with Raw(tracker) as peer:
-            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            peer.send(encode_frame([SUMMARY]) * 20)  # each is answered with 300 kB
+        peer = Raw.__new__(Raw)
+        peer.socket = socket.socket()
+        with peer:
+            peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that each bit taken shows at once
+            peer.socket.connect((HOST, tracker.port))
+            peer.send(MAGIC_BYTES + encode_frame([SUMMARY]) * 20)  # each is answered with 300 kB
             hub = tracker._hub
             assert hub is not None
             until(lambda: peer.take(200) and len(hub) == 1, "giving up who takes 20 kB a second")
