@@ -139,7 +139,7 @@ async def pair_with(
 
 @asynccontextmanager
 async def connected(url: Url) -> AsyncIterator[tuple[AsyncChannel, str]]:
-    """A line for pairing to ``url``, and the pin of what the server shows. Its certificate is not checked: pairing does.
+    """A line for pairing to ``url``, and the pin of what the server shows, which only pairing will check.
 
     Raises:
         ConnectionLostError: nobody answers there.

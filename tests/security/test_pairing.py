@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpcflow.errors import AuthenticationError, PermissionDeniedError, ProtocolError, RPCError
+from rpcflow.errors import AuthenticationError, PermissionDeniedError, ProtocolError
 from rpcflow.security.pairing import ClientConversation, ServerConversation, read_code
 from rpcflow.security.pairing_frames import Frame, Kind, Reason, pack_introduction, refusal
 
@@ -168,23 +168,26 @@ def test_elements_that_are_none(letter: bytes, point: bytes) -> None:
 def test_a_client_that_is_told_anything(frames: list[Frame]) -> None:
     one = client()
     one.hello()
+    said = ""
     try:
         for frame in frames:
             one.take(frame)
-    except RPCError as error:
-        assert isinstance(error, AuthenticationError | PermissionDeniedError | ProtocolError)
-        assert CODE not in str(error)
+    except (AuthenticationError, PermissionDeniedError, ProtocolError) as error:
+        said = str(error)
+    assert CODE not in said
     assert one.stored is None
 
 
 @given(some_frames(), some_frames(), some_frames())
 def test_a_server_that_is_told_anything(first: Frame, second: Frame, third: Frame) -> None:
     other = server()
+    said = ""
     try:
         other.reply(first)
         assert other.confirm(second) is None
     except ProtocolError as error:
-        assert CODE not in str(error)
+        said = str(error)
+    assert CODE not in said
     one, other = client(), server()
     confirmation = one.take(other.reply(one.hello()))
     assert confirmation is not None
@@ -237,7 +240,9 @@ def test_codes_as_people_write_them(text: str) -> None:
     assert read_code(text) == "".join(filter(str.isdigit, text))
 
 
-@pytest.mark.parametrize("text", ["", "12345", "123456789", "48219x07", "４８２１９３０７", "-", "+482193"])
+@pytest.mark.parametrize(
+    "text", ["", "12345", "123456789", "48219x07", "\uff14\uff18\uff12\uff11\uff19\uff13\uff10\uff17", "-", "+482193"]
+)
 def test_what_is_no_code(text: str) -> None:
     with pytest.raises(ValueError, match="6 to 8 digits") as caught:
         client(text)

@@ -277,7 +277,7 @@ class Cut:
 
 
 async def test_a_line_that_goes_at_any_byte() -> None:
-    """The client keeps nothing unless the server has kept it; a server whose last word is lost says what it has kept."""
+    """The client keeps nothing unless the server has kept it; a server whose last word is lost has kept it."""
     _, sent, received = await recorded()
     for of_client, total in ((True, len(sent)), (False, len(received))):
         for count in range(0, total, 3):
