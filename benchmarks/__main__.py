@@ -15,7 +15,20 @@ from benchmarks.bench import Settings
 from benchmarks.result import Row, Series
 from benchmarks.table import render
 
-GROUPS = ("calls", "tensors", "files", "connect", "footprint", "kernel", "tracker", "proxy", "fleet", "pipe", "serial")
+GROUPS = (
+    "calls",
+    "tensors",
+    "files",
+    "connect",
+    "footprint",
+    "kernel",
+    "tracker",
+    "proxy",
+    "fleet",
+    "pipe",
+    "serial",
+    "tls",
+)
 PACKAGES = ("rpcflow", "apache-tvm", "apache-tvm-ffi", "rpyc", "grpcio", "trio", "anyio", "numpy")
 
 

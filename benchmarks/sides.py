@@ -31,6 +31,7 @@ _NOTHING = Part("benchmarks.servers.nothing:Nothing")
 _PIPE = "benchmarks.clients.pipes:PipeClient"
 _RAW_PIPE = "benchmarks.clients.pipes:RawPipe"
 
+_TLS = Part("benchmarks.servers.tls:TlsServer")
 _PROXIED = Part("benchmarks.servers.proxied:ProxiedServer")
 
 _BLOCKING = Part("benchmarks.clients.blocking:RpcflowClient")
@@ -78,6 +79,11 @@ SIDES: Mapping[str, Side] = {
     "rpcflow on a pipe, no polling": Side(_NOTHING, Part(_PIPE, {"poll": False})),
     "raw pipe": Side(_NOTHING, Part(_RAW_PIPE)),
     "raw pipe of 1 MiB": Side(_NOTHING, Part(_RAW_PIPE, {"nbytes": 1 << 20})),
+    "rpcflow by TLS": Side(_TLS, _BLOCKING),
+    "rpcflow by TLS, no polling": Side(Part(_TLS.target, {"poll": False}), _BLOCKING_NO_POLL),
+    "rpcflow trio by TLS": Side(_TLS, _TRIO),
+    "rpcflow sessions by TLS": Side(_TLS, Part("benchmarks.clients.sessions:RpcflowSessions")),
+    "raw TLS": Side(Part("benchmarks.servers.tls:RawTlsServer"), Part("benchmarks.clients.tls:RawTlsClient")),
     "rpcflow by proxy": Side(_PROXIED, Part(_BLOCKING.target, {"key": "bench"})),
     "rpcflow by proxy, no polling": Side(
         Part(_PROXIED.target, {"poll": False}), Part(_BLOCKING.target, {"key": "bench", "poll": False})

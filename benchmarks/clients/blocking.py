@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.proc import PeakMemory
+from benchmarks.servers.ports import place
 
 EVALUATOR = "runtime.RPCTimeEvaluator"
 
@@ -148,7 +149,7 @@ class RpcflowClient(BlockingClient):
     def _connect(self) -> Any:
         from rpcflow import sync as rpc
 
-        return rpc.connect("127.0.0.1", self._port, self._key, poll=None if self._poll else False)
+        return rpc.connect(*place(self._port), self._key, poll=None if self._poll else False)
 
     def _tensor(self, array: Any) -> Any:
         return self._session.cpu(0).tensor(array)

@@ -4,6 +4,8 @@
 import time
 from typing import Any, Self
 
+from benchmarks.servers.ports import place
+
 
 class Sessions:
     def __init__(self, port: int) -> None:
@@ -37,7 +39,7 @@ class RpcflowSessions(Sessions):
     def _one(self) -> None:
         from rpcflow import sync as rpc
 
-        with rpc.connect("127.0.0.1", self._port) as session:
+        with rpc.connect(*place(self._port)) as session:
             echo: Any = session.get_function("testing.echo")
             if echo(7) != 7:
                 raise RuntimeError("the echo is wrong")

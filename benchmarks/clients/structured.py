@@ -5,6 +5,8 @@ import time
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, Self
 
+from benchmarks.servers.ports import place
+
 
 class StructuredClient:
     event_loop: ClassVar[str]
@@ -18,7 +20,7 @@ class StructuredClient:
     async def __aenter__(self) -> Self:
         import rpcflow
 
-        made = rpcflow.connect("127.0.0.1", self._port, poll=None if self._poll else False)
+        made = rpcflow.connect(*place(self._port), poll=None if self._poll else False)
         self._session = await self._stack.enter_async_context(made)
         return self
 

@@ -14,3 +14,8 @@ def free_port() -> int:
 def port_range() -> tuple[int, int]:
     first = min(free_port(), 65000)
     return first, first + 200
+
+
+def place(port: "int | str") -> tuple[str, int | None]:
+    """Where a server is, as clients take it, by its port or whole address."""
+    return (port, None) if isinstance(port, str) else ("127.0.0.1", port)

@@ -6,6 +6,7 @@ reads the packets behind it finds them untouched on the line.
 """
 
 import enum
+import re
 import struct
 from typing import Final
 
@@ -20,6 +21,8 @@ TRACKER_MAGIC: Final = 0x2F271
 _I32: Final = struct.Struct("<i")
 _II: Final = struct.Struct("<ii")
 _TIMEOUT: Final = "-timeout="
+_PIN: Final = "-tls="
+_PIN_WORD: Final = re.compile(_PIN + "sha256:[0-9a-f]{64}")
 
 
 class Answer(enum.IntEnum):
@@ -45,15 +48,20 @@ class KeyText:
         side: who sends it.
         key: the device type asked for or offered, or a match key; no white space.
         timeout: the session's budget in seconds; None or 0 is none.
+        pin: what a server of rpcflow tells a proxy, for clients to come by TLS: ``sha256:`` and the hexadecimal digest
+            of its key. Stock proxies pass over it.
     """
 
     side: Side
     key: str
     timeout: float | None = None
+    pin: str = ""
 
     def __str__(self) -> str:
         text = f"{self.side}:{self.key}"
-        return f"{text} {_TIMEOUT}{self.timeout}" if self.timeout else text
+        if self.timeout:
+            text += f" {_TIMEOUT}{self.timeout}"
+        return f"{text} {_PIN}{self.pin}" if self.pin else text
 
     @classmethod
     def parse(cls, text: str) -> "KeyText":
@@ -67,7 +75,10 @@ class KeyText:
         if not colon or side not in (Side.CLIENT, Side.SERVER):
             raise ProtocolError(f"{text[:100]!r} is not the key text of a client or a server")
         timeout: float | None = None
+        pin = ""
         for word in words[1:]:
+            if _PIN_WORD.fullmatch(word):
+                pin = word.removeprefix(_PIN)
             if word.startswith(_TIMEOUT):
                 try:
                     timeout = float(word[len(_TIMEOUT) :])
@@ -75,7 +86,7 @@ class KeyText:
                     raise ProtocolError(f"{word[:100]!r} is not a number of seconds") from None
                 if not 0 <= timeout < float("inf"):
                     raise ProtocolError(f"{word[:100]!r} is not a number of seconds")
-        return cls(Side(side), key, timeout or None)
+        return cls(Side(side), key, timeout or None, pin)
 
 
 def encode_hello(text: str, magic: int = MAGIC) -> bytes:

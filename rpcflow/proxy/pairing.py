@@ -173,6 +173,11 @@ class TrackedPairing(Generic[Peer]):
         """Keys and match keys that the tracker does not know yet."""
         return [(key, place) for place, key in self._untold.items()]
 
+    def peer(self, match_key: str) -> Peer | None:
+        """Who waits under a match key."""
+        offer = self._pool.get(match_key)
+        return None if offer is None else offer.peer
+
     def was_put(self, match_key: str) -> None:
         """The tracker knows it now."""
         self._untold.pop(match_key, None)

@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio
 
-from rpcflow.errors import ConnectionLostError
+from rpcflow.errors import ConnectionLostError, ProtocolError
 from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.transports import AsyncChannel
 from rpcflow.transports.accepting import linger, read_introduction, receiving, say
@@ -36,6 +36,7 @@ class Peer:
         parsed = KeyText.parse(text.split()[0] if text.split() else "")
         self.side: Side = parsed.side
         self.key = parsed.key
+        self.pin = _pin(text) if parsed.side is Side.SERVER else ""
         self.waiting = anyio.CancelScope()
         self.matched = False
         self.carry: Callable[[], None] = _nothing
@@ -72,6 +73,14 @@ class Peer:
 
     def close(self) -> None:
         """Say goodbye where its line has a word for that; the socket is closed by who accepted it."""
+
+
+def _pin(text: str) -> str:
+    """Of the key of a server that ends TLS itself; empty where it does not, or says what makes no sense."""
+    try:
+        return KeyText.parse(text).pin
+    except ProtocolError:
+        return ""
 
 
 def _nothing() -> None:

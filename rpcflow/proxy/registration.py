@@ -30,12 +30,14 @@ class ProxyRegistration:
         tracker: where it is.
         port: where clients and servers find the proxy.
         pairing: who waits; calls of :meth:`changed` say that it has changed.
+        pin: of the proxy's own key, where it is spoken to by TLS.
     """
 
-    def __init__(self, tracker: Url, port: int, pairing: TrackedPairing[Peer]) -> None:
+    def __init__(self, tracker: Url, port: int, pairing: TrackedPairing[Peer], pin: str = "") -> None:
         self._tracker = tracker
         self._port = port
         self._pairing = pairing
+        self._pin = pin
         self._idle: anyio.CancelScope | None = None
         self._retrying = Retrying(f"not registered with the tracker at {tracker}", _log)
         self.registered = anyio.Event()
@@ -94,8 +96,17 @@ class ProxyRegistration:
         if name is not None:
             await self._do(link, questions.update_info(name.removeprefix("server:"), None, self._port))
         for key, match_key in self._pairing.puts():
-            await self._do(link, questions.put(key, self._port, match_key, None))
+            await self._do(link, questions.put(key, self._port, match_key, self._host(link, match_key)))
             self._pairing.was_put(match_key)
+
+    def _host(self, link: TrackerLink, match_key: str) -> str | None:
+        """What clients are to be told in the place of our host; None for the address that the tracker sees."""
+        peer = self._pairing.peer(match_key)
+        if peer is None or not (peer.pin or self._pin):
+            return None
+        if not peer.pin:
+            return questions.secure_host(link.local_host, self._pin)
+        return questions.secure_host(link.local_host, peer.pin, self._pin or "plain")
 
     async def _look(self, link: TrackerLink) -> bool:
         """See what the tracker has handed out; whether it offers what is not there any more."""

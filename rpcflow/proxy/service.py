@@ -23,7 +23,7 @@ from rpcflow.transports import Url, check_transport, tcp
 from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
 from rpcflow.transports.bridge import carry
 from rpcflow.transports.descriptors import connection_limit
-from rpcflow.transports.logs import LimitedLog
+from rpcflow.transports.logs import LimitedLog, printable
 from rpcflow.transports.url import tracker_url
 
 from .pairing import Matched, Pairing, PlainPairing, Refused, TrackedPairing
@@ -122,11 +122,11 @@ class Proxy:
         self._pairing: Pairing[Peer] = (
             PlainPairing(timeout_client, timeout_server) if self._tracker is None else TrackedPairing()
         )
-        self._site = _site(self.host, web_port, index_page, resource_files) if web_port else None
+        self._log = LimitedLog(_log)
+        self._site = _site(self.host, web_port, index_page, resource_files, self._log) if web_port else None
         self._relay: SpliceRelay | None = None
         self._registration: ProxyRegistration | None = None
         self._rights = Rights(self._protection.policy)
-        self._log = LimitedLog(_log)
         self._connections = 0
         self._carried = 0
         self._stack: AsyncExitStack | None = None
@@ -148,6 +148,7 @@ class Proxy:
         if self._stack is not None:
             raise RuntimeError("a proxy runs once: make a new one")
         async with AsyncExitStack() as stack:
+            stack.callback(self._log.flush)
             listeners = tcp.listen(self.host, self.port, self._port_end)
             for listener in listeners:
                 stack.callback(listener.close)
@@ -193,7 +194,7 @@ class Proxy:
 
     async def _register(self, tracker: Url) -> None:
         assert isinstance(self._pairing, TrackedPairing)
-        self._registration = ProxyRegistration(tracker, self.port, self._pairing)
+        self._registration = ProxyRegistration(tracker, self.port, self._pairing, self._protection.pin)
         self._tasks.start_soon(self._registration.run)
         await self._registration.wait_registered(_START_SECONDS)
 
@@ -217,7 +218,7 @@ class Proxy:
                 peer.carry = visitor.carry
                 await self._meet(peer)
         except Exception:  # one connection's fault must not end the others: the log has it
-            _log.exception("serving %s failed", name)
+            self._log.exception("failed", "serving %s failed", name)
         finally:
             self._connections -= 1
             if peer is not None:
@@ -264,7 +265,7 @@ class Proxy:
         if isinstance(arrival, Matched):
             await self._carry(arrival.peer, peer)
         elif isinstance(arrival, Refused):
-            _log.info("%s, a %s, is refused: %s", peer.name, peer.side, arrival.code.name.lower())
+            self._log.info("answers", "%s, a %s, is refused: %s", peer.name, peer.side, arrival.code.name.lower())
             await peer.refuse(encode_answer(arrival.code))
         else:
             if self._registration is not None:
@@ -282,17 +283,17 @@ class Proxy:
         if peer.matched:
             await peer.done.wait()
         elif scope.cancelled_caught:
-            _log.info("%s, a %s, has waited in vain", peer.name, peer.side)
+            self._log.info("waiting", "%s, a %s, has waited in vain", peer.name, peer.side)
             await peer.refuse(encode_answer(Answer.MISMATCH))
         else:
-            _log.info("%s, a %s, went while it waited", peer.name, peer.side)
+            self._log.info("waiting", "%s, a %s, went while it waited", peer.name, peer.side)
 
     async def _carry(self, first: Peer, second: Peer) -> None:
         first.meet()
         first.carry()
         second.carry()
         self._carried += 1
-        _log.info("%s and %s meet under %r", first.name, second.name, first.key)
+        _log.info("%s and %s meet under %s", first.name, second.name, printable(first.key))
         try:
             await first.answer(encode_answer(Answer.OK, second.text))
             await second.answer(encode_answer(Answer.OK, first.text))
@@ -306,7 +307,9 @@ class Proxy:
             first.done.set()
 
 
-def _site(host: str, port: int, index_page: str | None, resource_files: Sequence[tuple[str, str]] | None) -> "WebSite":
+def _site(
+    host: str, port: int, index_page: str | None, resource_files: Sequence[tuple[str, str]] | None, log: LimitedLog
+) -> "WebSite":
     from .web import WebSite  # an extra
 
-    return WebSite(host, port, index_page, resource_files or ())
+    return WebSite(host, port, index_page, resource_files or (), log)

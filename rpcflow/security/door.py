@@ -54,7 +54,12 @@ class Visitor:
     @property
     def private(self) -> bool:
         """Whether nobody can listen in: TLS, or a line that does not leave this machine."""
-        if self.encrypted or not self.host:
+        return self.encrypted or self.loopback
+
+    @property
+    def loopback(self) -> bool:
+        """Whether its line does not leave this machine."""
+        if not self.host:
             return True
         try:
             return ipaddress.ip_address(self.host.partition("%")[0]).is_loopback
@@ -143,6 +148,7 @@ class Door:
                 tuple((sock.fileno(), alpn) for sock, alpn in zip(listeners, spoken, strict=True)),
                 handshake_timeout,
                 peer_timeout,
+                user_timeout,
                 **attrs.asdict(limits),
             )
 
@@ -223,6 +229,7 @@ class Door:
         host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
 
         def drop() -> None:
+            self._shed.set()
             # The line ends for whoever reads from it, and is closed there.
             try:
                 sock.shutdown(socket.SHUT_RDWR)
@@ -236,9 +243,7 @@ class Door:
             return
         try:
             sock.setblocking(False)
-            tune(sock, self._peer_timeout)
-            if not self._user_timeout and hasattr(socket, "TCP_USER_TIMEOUT"):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+            tune(sock, self._peer_timeout, self._user_timeout)
         except OSError:
             sock.close()
             ticket.leave()

@@ -28,6 +28,7 @@ End of stream means that the service is gone: all lines are closed.
 import array
 import gc
 import json
+import logging
 import os
 import select
 import signal
@@ -35,7 +36,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NoReturn
 
 import attrs
@@ -44,7 +45,7 @@ from rpcflow.errors import AuthenticationError
 from rpcflow.server.processes import die_with_parent
 from rpcflow.transports.admission import Admission, Ticket, network
 from rpcflow.transports.descriptors import raise_limit
-from rpcflow.transports.logs import printable
+from rpcflow.transports.logs import LimitedLog
 from rpcflow.transports.sockets import tune
 from rpcflow.transports.turns import Budget, FairTurns
 
@@ -58,7 +59,9 @@ _TICK_SECONDS: Final = 0.5
 _REPORT_SECONDS: Final = 5.0
 _SHARE: Final = 0.5
 """Of one processor, for strangers' handshakes."""
-_ACCEPTS: Final = 64
+_ACCEPTS: Final = 16
+_STEPS_SECONDS: Final = 0.005
+"""Time for handshakes before the lines that are through have their turn."""
 _PLAIN_NBYTES: Final = 1 << 20
 _GIVEN: Final = -1
 """Number of the listener of lines that the service has given us."""
@@ -92,6 +95,17 @@ class _Line:
         return f"{self.host}:{self.port}"
 
 
+class _Handler(logging.Handler):
+    """Has the service log."""
+
+    def __init__(self, tell: Callable[[dict[str, Any]], object]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell({"log": [record.levelname, record.getMessage()]})
+
+
 class Gate:
     """The loop."""
 
@@ -108,6 +122,9 @@ class Gate:
             strangers_per_address=config.strangers_per_address,
         )
         self._turns: FairTurns[_Line] = FairTurns(drop=self._give_way)
+        logger = logging.getLogger("rpcflow.gate")
+        logger.addHandler(_Handler(self._tell))
+        self._log = LimitedLog(logger)
         self._budget = Budget(_SHARE, time.monotonic)
         self._epoll = select.epoll()
         self._by_fd: dict[int, tuple[Literal["tls", "plain"], _Line]] = {}
@@ -196,9 +213,6 @@ class Gate:
             pass  # it is gone, as the next look at the control socket tells
         return True
 
-    def _log(self, level: str, text: str) -> None:
-        self._tell({"log": [level, printable(text, 400)]})
-
     # ---- strangers
 
     def _accept(self, listener: int) -> None:
@@ -210,7 +224,7 @@ class Gate:
             except ConnectionError:
                 continue
             except OSError as error:
-                self._log("error", f"cannot accept: {error}")
+                self._log.error("accept", "cannot accept: %s", error)
                 time.sleep(0.01)  # out of descriptors: nothing tells when there are some again
                 return
             host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
@@ -234,7 +248,7 @@ class Gate:
     ) -> None:
         try:
             sock.setblocking(False)
-            tune(sock, self._config.peer_timeout)
+            tune(sock, self._config.peer_timeout, self._config.user_timeout)
             context = self._contexts.get(max(listener, 0))
             tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError):
@@ -266,7 +280,8 @@ class Gate:
 
     def _shake(self) -> None:
         """Handshakes, one step each, as long as strangers may have time."""
-        while self._turns and self._budget.ready_in() <= 0:
+        until = time.monotonic() + _STEPS_SECONDS
+        while self._turns and self._budget.ready_in() <= 0 and time.monotonic() < until:
             line = self._turns.next()
             if line is None:
                 return
@@ -285,14 +300,12 @@ class Gate:
             else:
                 self._shaken(line)
             self._budget.spent(time.monotonic() - begin)
-            if self._epoll.poll(0, 1):
-                return  # whoever is through comes before whoever wants to be
 
     def _failed(self, line: _Line, why: str) -> None:
         if line.listener == _GIVEN:
             self._tell({"broken": -line.number, "why": why})
         if why:
-            self._log("info", f"{line.name}: {why}")
+            self._log.info("handshake", "%s: %s", line.name, why)
         self._remove(line)
 
     def _shaken(self, line: _Line) -> None:
@@ -374,7 +387,7 @@ class Gate:
         try:
             pid = os.fork()
         except OSError as error:
-            self._log("warning", f"{line.name} gets no carrier of its own: {error}")
+            self._log.warning("fork", "%s gets no carrier of its own: %s", line.name, error)
             return  # it is carried here then
         if pid == 0:
             self._be_carrier(line)
@@ -474,7 +487,7 @@ class Gate:
             self._report_at = now + _REPORT_SECONDS
             report = self._admission.report()
             if report:
-                self._log("warning", report)
+                self._log.warning("turned away", "%s", report)
 
 
 def _why(error: Exception) -> str:
@@ -497,6 +510,7 @@ def main(argv: Sequence[str]) -> int:
     for fd, _ in config.listeners:
         os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.getLogger().setLevel(logging.INFO)
     raise_limit()
     try:
         gate = Gate(control, config)

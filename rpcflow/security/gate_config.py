@@ -17,6 +17,7 @@ class GateConfig:
         tls: of its listeners.
         listeners: their descriptors, and what is spoken there.
         handshake_timeout, peer_timeout: seconds.
+        user_timeout: whether a peer that reads nothing for ``peer_timeout`` is given up too.
         most, strangers, per_address, strangers_per_address: how many connections there may be.
     """
 
@@ -24,6 +25,7 @@ class GateConfig:
     listeners: tuple[tuple[int, str], ...]
     handshake_timeout: float
     peer_timeout: float
+    user_timeout: bool
     most: int
     strangers: int
     per_address: int

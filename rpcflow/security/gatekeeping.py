@@ -142,7 +142,7 @@ class GateProcess:
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         if "log" in message:
             level, text = message["log"]
-            self._log.log(logging.getLevelNamesMapping()[level.upper()], "%s", text)
+            self._log.log(logging.getLevelNamesMapping()[level], "%s", text)
         elif "broken" in message:
             secured = self._secured.get(message["broken"])
             if secured is not None:

@@ -54,7 +54,7 @@ class ProxyDialer:
     def __init__(self, server: "Server", proxy: Url, key: str) -> None:
         self._server = server
         self._proxy = proxy
-        self._key = KeyText(Side.SERVER, key)
+        self._key = KeyText(Side.SERVER, key, pin=server._protection.pin)
         self._retrying = Retrying(f"not waiting at the proxy {proxy}", _log)
         self.waiting = anyio.Event()
 
@@ -121,7 +121,7 @@ class ProxyDialer:
         except AuthenticationError as error:
             self._server._limited_log.warning("refused", "a client of the proxy is refused: %s", error)
         except Exception:
-            _log.exception("serving a client of the proxy failed")
+            self._server._limited_log.exception("failed", "serving a client of the proxy failed")
         finally:
             waiter.done()
             channel.close()

@@ -16,6 +16,7 @@ from rpcflow.security.rights import Right
 from rpcflow.security.server_context import ALPN_PAIR
 from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports.accepting import Introduction, linger, read_introduction, receiving, say
+from rpcflow.transports.logs import printable
 
 from .session import WorkerSession
 
@@ -64,13 +65,13 @@ class Connection:
             if admitted is None:
                 return
             if waiter is None:
-                waiter = self._server._queue.join()
+                waiter = self._server._queue.join(self._far)
             try:
                 if not await self._turn(waiter):
-                    _log.info("%s went while it waited", self._visitor)
+                    self._log.info("waiting", "%s went while it waited", self._visitor)
                     return
                 number = self._server._next_number()
-                who = f" ({admitted.right.grant.who})" if admitted.right.grant.who else ""
+                who = f" ({printable(admitted.right.grant.who)})" if admitted.right.grant.who else ""
                 _log.info("session %d: %s%s", number, self._visitor, who)
                 self._visitor.carry()
                 budget = admitted.right.budget(admitted.key.timeout)
@@ -82,6 +83,11 @@ class Connection:
         finally:
             self._sock.close()
             self._visitor.leave()
+
+    @property
+    def _far(self) -> str:
+        """The other machine; empty if it is this one."""
+        return "" if self._visitor.loopback else self._visitor.host
 
     async def _turn(self, waiter: "Waiter") -> bool:
         if waiter.served:
@@ -124,8 +130,9 @@ class Connection:
             await self._refuse(error, said)
             return None
         self._visitor.known()
-        if self._server._queue.full and not brought:
-            _log.warning("%s is turned away: %d wait already", self._visitor, self._server._queue.waiting)
+        if self._server._queue.full(self._far) and not brought:
+            waiting = self._server._queue.waiting
+            self._log.warning("turned away", "%s is turned away: %d wait already", self._visitor, waiting)
             leave()
             right.leave()
             return None

@@ -9,8 +9,9 @@ import anyio
 class Waiter:
     """A place in the queue."""
 
-    def __init__(self, queue: "TurnQueue") -> None:
+    def __init__(self, queue: "TurnQueue", host: str) -> None:
         self._queue = queue
+        self.host = host
         self._event = anyio.Event()
         self._over = False
         self.served = False
@@ -47,11 +48,13 @@ class TurnQueue:
     Args:
         turns: how many may have theirs at the same time.
         limit: how many may wait.
+        per_host: how many of one host; None for no such limit.
     """
 
-    def __init__(self, turns: int, limit: int = 128) -> None:
+    def __init__(self, turns: int, limit: int = 128, per_host: int | None = 96) -> None:
         self._free = turns
         self._limit = limit
+        self._per_host = limit if per_host is None else per_host
         self._waiters: deque[Waiter] = deque()
 
     @property
@@ -59,14 +62,16 @@ class TurnQueue:
         """How many wait."""
         return len(self._waiters)
 
-    @property
-    def full(self) -> bool:
-        """Whether nobody more may wait."""
-        return not self._free and len(self._waiters) >= self._limit
+    def full(self, host: str = "") -> bool:
+        """Whether nobody more may wait, or nobody more of a host; an empty one has no limit of its own."""
+        if self._free:
+            return False
+        own = sum(waiter.host == host for waiter in self._waiters) if host else 0
+        return len(self._waiters) >= self._limit or own >= self._per_host
 
-    def join(self) -> Waiter:
+    def join(self, host: str = "") -> Waiter:
         """Take the next place."""
-        waiter = Waiter(self)
+        waiter = Waiter(self, host)
         self._waiters.append(waiter)
         self._advance()
         return waiter

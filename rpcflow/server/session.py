@@ -14,6 +14,7 @@ from rpcflow.errors import RPCError, RPCSessionTimeoutError, SessionCrashedError
 from rpcflow.security.grant import EVERYTHING, Grant
 from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports.accepting import say
+from rpcflow.transports.logs import printable
 from rpcflow.transports.words import LastWords
 
 from .processes import describe_status, kill_group
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _GONE_GRACE: Final = 0.3
 """Seconds a worker has, after its client has gone, to end by itself before it is killed."""
+_LOG_CHARACTERS: Final = 1000
 _LAUNCHERS: Final = 3
 """Launchers that may die under our hands before a session is given up."""
 _log: Final = logging.getLogger("rpcflow.server")
@@ -123,7 +125,7 @@ class WorkerSession:
             used=used,
             call=call,
         )
-        _log.info("session %d: %s", self._number, last)
+        _log.info("session %d: %s", self._number, printable(str(last), _LOG_CHARACTERS))
         return last
 
     def _take_answer(self, ready: int) -> bool:
@@ -164,7 +166,7 @@ class WorkerSession:
         call = page.call
         during = f" during the call of {call!r}" if call else ""
         text = f"the session's process {how}{during}"
-        _log.warning("session %d: %s", self._number, text)
+        _log.warning("session %d: %s", self._number, printable(text, _LOG_CHARACTERS))
         if words:
             text += f"; its last words:\n{words}"
         return SessionCrashedError(text, signal=signal, status=exit_status, call=call, last_words=words)

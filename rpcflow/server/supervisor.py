@@ -195,6 +195,7 @@ class Server:
         if self._stack is not None:
             raise RuntimeError("a server runs once: make a new one")
         async with AsyncExitStack() as stack:
+            stack.callback(self._limited_log.flush)
             self._listeners = self._listen(stack)
             self._watcher = GoneWatcher()
             stack.callback(self._watcher.close)
@@ -287,7 +288,7 @@ class Server:
         try:
             await Connection(self, sock, visitor).run()
         except Exception:  # one connection's fault must not end the others: the log has it
-            _log.exception("serving %s failed", visitor)
+            self._limited_log.exception("failed", "serving %s failed", visitor)
         finally:
             self._connections -= 1
 

@@ -218,9 +218,9 @@ def wait_for(sock: socket.socket, event: int, deadline: float) -> None:
                 return
 
 
-def tune(sock: socket.socket, peer_timeout: float = 30.0) -> None:
+def tune(sock: socket.socket, peer_timeout: float = 30.0, user_timeout: bool = True) -> None:
     """Settings for a line of small packets: no delay, and a peer that has vanished without a word is noticed within
-    ``peer_timeout`` seconds."""
+    ``peer_timeout`` seconds; with ``user_timeout`` also one that is there and takes nothing for so long."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -230,7 +230,7 @@ def tune(sock: socket.socket, peer_timeout: float = 30.0) -> None:
         ("TCP_KEEPIDLE", seconds),
         ("TCP_KEEPINTVL", seconds),
         ("TCP_KEEPCNT", 2),
-        ("TCP_USER_TIMEOUT", round(peer_timeout * 1000)),
+        ("TCP_USER_TIMEOUT", round(peer_timeout * 1000) if user_timeout else 0),
     ):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -222,9 +222,9 @@ def test_turn_queue(run: Run) -> None:
         queue = TurnQueue(1, limit=2)
         first = queue.join()
         assert first.served
-        assert not queue.full
+        assert not queue.full()
         second, third = queue.join(), queue.join()
-        assert queue.full
+        assert queue.full()
         assert queue.waiting == 2
         second.leave()
         second.leave()
