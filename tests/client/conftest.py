@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One server a module, and a way to talk to it by each API: trio, asyncio, and blocking."""
+"""One server a module, and a way to talk to it by each API: trio, asyncio, and blocking.
+
+With RPCFLOW_TEST_OVER=tls in the environment (make test-tls) the servers end TLS, and all sessions go through that.
+"""
 
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -12,6 +15,7 @@ from hypothesis import settings
 
 import rpcflow
 from rpcflow import sync
+from tests.overlay import Security, Urls
 
 from .functions import offer
 from .lifted import Lifted, lower
@@ -35,30 +39,34 @@ def anyio_backend(api: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[sync.Server]:
-    with sync.Server("127.0.0.1", 0, key=KEY, silent=True, server_init_callback=offer(), max_sessions=16) as running:
+def server(security: Security, urls: Urls) -> Iterator[sync.Server]:
+    options: dict[str, Any] = {"silent": True, "server_init_callback": offer(), "max_sessions": 16, **security}
+    with sync.Server("127.0.0.1", 0, key=KEY, **options) as running:
+        urls[running.port] = running.url
         yield running
 
 
 @pytest.fixture(scope="module")
-def single() -> Iterator[sync.Server]:
+def single(security: Security, urls: Urls) -> Iterator[sync.Server]:
     """A server for one at a time."""
-    with sync.Server("127.0.0.1", 0, key=KEY, silent=True, server_init_callback=offer()) as running:
+    options: dict[str, Any] = {"silent": True, "server_init_callback": offer(), **security}
+    with sync.Server("127.0.0.1", 0, key=KEY, **options) as running:
+        urls[running.port] = running.url
         yield running
 
 
 @pytest.fixture
-def connect(api: str, server: sync.Server) -> Connect:
+def connect(api: str, server: sync.Server, urls: Urls) -> Connect:
     """Opens a session by this test's API; options as those of connect."""
 
     @asynccontextmanager
     async def opened(port: int | None = None, key: str = KEY, **options: Any) -> AsyncIterator[Any]:
-        where = port or server.port
+        url = urls.get(port or server.port, f"tcp://127.0.0.1:{port}")
         if api == "sync":
-            with sync.connect("127.0.0.1", where, key, **options) as blocking:
+            with sync.connect(url, None, key, **options) as blocking:
                 yield Lifted(blocking)
         else:
-            async with rpcflow.connect("127.0.0.1", where, key, **options) as session:
+            async with rpcflow.connect(url, None, key, **options) as session:
                 yield session
 
     return opened

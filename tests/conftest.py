@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For all tests: a configuration folder of their own, and what lies under sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from . import overlay
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nobody's keys but the tests' own are read or written."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RPCFLOW_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def security() -> overlay.Security:
+    return overlay.security()
+
+
+@pytest.fixture(scope="session")
+def urls() -> overlay.Urls:
+    return {}
