@@ -31,12 +31,15 @@ def pair(address: str, name: str | None, identity: str, code: str | None, replac
         from rpcflow.security.known import KnownHosts
         from rpcflow.security.pairing import read_code
         from rpcflow.security.pairing_client import pair_with
+        from rpcflow.security.pairing_desk import clean_name
 
         own = ensure_identity(identity)
         one_time = read_code(code if code is not None else click.prompt("Code that the server shows", err=True))
         known_hosts = KnownHosts()
         paired = anyio.run(
-            lambda: pair_with(url, one_time, own.certificate, name or _own_name(), known_hosts, replace=replace),
+            lambda: pair_with(
+                url, one_time, own.certificate, name or clean_name(_own_name()), known_hosts, replace=replace
+            ),
             backend="trio",
         )
     except ValueError as error:
@@ -69,4 +72,4 @@ def _own_name() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # nobody has this number
         user = "client"
-    return f"{user}-{socket.gethostname()}"[:40]
+    return f"{user}-{socket.gethostname()}"

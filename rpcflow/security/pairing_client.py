@@ -26,8 +26,8 @@ from .pairing import ClientConversation, read_code
 from .pairing_frames import pack_introduction
 from .pairing_line import FrameLine
 from .pins import pin_of
+from .server_context import ALPN_PAIR
 
-ALPN: Final = "rpcflow-pair/1"
 TIMEOUT_SECONDS: Final = 130.0
 """Somewhat longer than a server keeps anyone waiting."""
 _CONNECT_SECONDS: Final = 15.0
@@ -150,7 +150,7 @@ async def connected(url: Url) -> AsyncIterator[tuple[AsyncChannel, str]]:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    context.set_alpn_protocols([ALPN])
+    context.set_alpn_protocols([ALPN_PAIR])
     try:
         with anyio.fail_after(_CONNECT_SECONDS):
             plain = await anyio.connect_tcp(url.host, url.port)
@@ -165,7 +165,7 @@ async def connected(url: Url) -> AsyncIterator[tuple[AsyncChannel, str]]:
             raise ProtocolError(f"{url} does not answer as TLS does") from None
         except (*_LOST, anyio.EndOfStream) as error:
             raise ProtocolError(f"{url} speaks no TLS 1.3: is the server started with --tls?") from error
-        if tls.extra(TLSAttribute.alpn_protocol, None) != ALPN:
+        if tls.extra(TLSAttribute.alpn_protocol, None) != ALPN_PAIR:
             raise PermissionDeniedError(f"{url} is not pairing: start the server with --pair")
         yield _TlsChannel(tls), pin_of(tls.extra(TLSAttribute.peer_certificate_binary))
     finally:

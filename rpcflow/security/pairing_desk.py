@@ -7,6 +7,7 @@ over. Whoever has not sent its confirmation holds up nobody, and has learnt noth
 
 import logging
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
@@ -215,14 +216,25 @@ def check_certificate(der: bytes) -> None:
     """Whether a certificate may be trusted as that of one client, and of nobody whom it might vouch for.
 
     Raises:
-        ValueError: it could be used to issue others.
+        ValueError: it could be used to issue others, or is none that TLS can be given.
     """
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
 
-    certificate = x509.load_der_x509_certificate(der)
     try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=der)
+        certificate = x509.load_der_x509_certificate(der)
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         raise ValueError("it does not say that it issues no others") from None
+    except (
+        ssl.SSLError,
+        ValueError,
+        UnsupportedAlgorithm,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
+        raise ValueError(f"it is not as it should be: {error}") from None
     if constraints.ca:
         raise ValueError("it is an authority's")

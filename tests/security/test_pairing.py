@@ -208,6 +208,7 @@ def test_a_certificate_that_was_not_announced() -> None:
         introduce(pack_introduction("x", der(MALLORY)))
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 @given(st.integers(0, 1 << 20), st.integers(1, 255))
 @settings(max_examples=100)
 def test_a_certificate_that_is_spoilt(at: int, change: int) -> None:

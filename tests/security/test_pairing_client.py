@@ -15,7 +15,8 @@ from anyio.abc import ByteStream, SocketAttribute
 from anyio.streams.tls import TLSStream
 
 from rpcflow.errors import AuthenticationError, ConnectionLostError, PermissionDeniedError, ProtocolError
-from rpcflow.security.pairing_client import ALPN, Paired, _TlsChannel, connected, pair_with
+from rpcflow.security.pairing_client import Paired, _TlsChannel, connected, pair_with
+from rpcflow.security.server_context import ALPN_PAIR
 from rpcflow.transports.url import Url
 
 from .pairing_support import CLIENT, MALLORY, SERVER, Pairing, der, pem, pin
@@ -37,7 +38,7 @@ class Hosts:
         self.kept[host, port] = pin
 
 
-def server_context(name: str, folder: Path, alpn: str | None = ALPN) -> ssl.SSLContext:
+def server_context(name: str, folder: Path, alpn: str | None = ALPN_PAIR) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem(name, folder))
     if alpn is not None:
