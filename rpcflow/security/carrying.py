@@ -115,6 +115,7 @@ class Carried:
                 self._pass_in()
             if ended:
                 self._no_more_in = True
+                self._more = False
                 if self._to_plain is None:
                     self._end_in()
                 return

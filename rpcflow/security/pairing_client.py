@@ -50,7 +50,7 @@ class Paired:
 class KnownHostsLike(Protocol):
     """Where the pins of servers are kept."""
 
-    def pin(self, host: str, port: int) -> str | None:
+    def lookup(self, host: str, port: int) -> str | None:
         """The pin of one; None where it is not known."""
 
     def add(self, host: str, port: int, pin: str) -> None:
@@ -126,7 +126,7 @@ async def pair_with(
     read_code(code)  # what cannot be is told before anything is sent
     pack_introduction(name, certificate)
     async with connected(url) as (channel, server_pin):
-        known = known_hosts.pin(url.host, url.port)
+        known = known_hosts.lookup(url.host, url.port)
         if known is not None and known != server_pin and not replace:
             raise AuthenticationError(
                 f"{url} is known with another key, {known}, and now shows {server_pin}: "

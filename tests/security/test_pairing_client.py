@@ -31,7 +31,7 @@ class Hosts:
 
     kept: dict[tuple[str, int], str] = attrs.field(factory=dict)
 
-    def pin(self, host: str, port: int) -> str | None:
+    def lookup(self, host: str, port: int) -> str | None:
         return self.kept.get((host, port))
 
     def add(self, host: str, port: int, pin: str) -> None:
