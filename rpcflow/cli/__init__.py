@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-_COMMANDS: Final = ("server", "tracker", "proxy", "query", "doctor", "demo", "ports", "pair")
+_COMMANDS: Final = ("server", "tracker", "proxy", "query", "doctor", "demo", "ports", "identity", "pair")
 
 
 class Commands(click.Group):

@@ -112,6 +112,15 @@ def make_crl(key: Key, certificate: x509.Certificate, serials: Sequence[int]) ->
     return builder.sign(key, _digest(key)).public_bytes(Encoding.PEM)
 
 
+def read_crl(data: bytes) -> tuple[int, ...]:
+    """The serial numbers in a list of revoked certificates, PEM.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return tuple(entry.serial_number for entry in x509.load_pem_x509_crl(data))
+
+
 def key_pem(key: Key) -> bytes:
     """A private key as PEM (PKCS #8)."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
