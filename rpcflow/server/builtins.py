@@ -82,7 +82,7 @@ class Builtins:
         """Where the long data of an upload go as they arrive; ``values`` stand before them."""
         if len(values) != 1 or not isinstance(values[0], str):
             return None  # upload itself will say what is wrong
-        return FileSink(self.folder.target(str(values[0])))
+        return self.folder.sink(str(values[0]))
 
     def download(self, name: str) -> Any:
         """A file's contents."""

@@ -12,6 +12,7 @@ from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import Code
 from rpcflow.protocol.sinks import DiscardSink, Sink
 from rpcflow.protocol.values import FilePayload, Pointer, Value
+from rpcflow.security.grant import EVERYTHING, Grant
 from rpcflow.session import actions
 from rpcflow.session.server import ServerMachine
 
@@ -37,6 +38,7 @@ class Executor:
         files_by_handle: whether long files are sent straight from disk (FilePayload); their descriptors are in
             ``opened`` until :meth:`sent`.
         limits: how large things may be.
+        grant: what the session may do.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class Executor:
         forward: Forwarder | None = None,
         files_by_handle: bool = True,
         limits: Limits = DEFAULT_LIMITS,
+        grant: Grant = EVERYTHING,
     ) -> None:
+        self._grant = grant
         self._backends = BackendTable()
         self._bridge = make_bridge(self._backends)
         self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session's files: one folder, and no way out of it but to the folders allowed by name."""
 
+import errno
 import os
+import secrets
 import shutil
+import stat
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from typing import Final
 
@@ -37,10 +39,12 @@ class SessionFolder:
     Args:
         path: where it is; it must exist.
         allowed: further folders that paths may lie in.
+        most: bytes that all files in it together may have; None for no limit. It binds what is uploaded.
     """
 
-    def __init__(self, path: str, allowed: Sequence[str] = ()) -> None:
+    def __init__(self, path: str, allowed: Sequence[str] = (), most: int | None = None) -> None:
         self.path = os.path.realpath(path)
+        self._most = most
         self._roots = [self.path, *(os.path.realpath(root) for root in allowed)]
 
     def resolve(self, name: str) -> str:
@@ -52,12 +56,9 @@ class SessionFolder:
         if not name or "\0" in name:
             raise PermissionDeniedError(f"{name!r} is not a path", path=name)
         path = os.path.realpath(os.path.join(self.path, name))
-        for root in self._roots:
-            if path == root or path.startswith(root.rstrip(os.sep) + os.sep):
-                return path
-        raise PermissionDeniedError(
-            f"the path {name!r} leaves the session's folder; the server's --allow-path opens others", path=name
-        )
+        if not self._is_inside(path):
+            raise _outside(name)
+        return path
 
     def target(self, name: str) -> str:
         """Where an upload called ``name`` goes; missing subfolders are made."""
@@ -69,7 +70,7 @@ class SessionFolder:
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
         """Put a file there, whole or not at all."""
-        sink = FileSink(self.target(name))
+        sink = self.sink(name, len(data) if data else 0)  # there are none where they were thrown away as they came
         try:
             sink.write(memoryview(data))
             sink.finish()
@@ -78,6 +79,49 @@ class SessionFolder:
         except BaseException:
             sink.abandon()
             raise
+
+    def sink(self, name: str, nbytes: int | None = None) -> "FileSink":
+        """What an upload called ``name`` is written to; ``nbytes`` where it is known how many come.
+
+        Raises:
+            OSError: there is no room for so many, or the file cannot be made.
+            PermissionDeniedError: it lies outside.
+        """
+        path = self.target(name)
+        room = self._room()
+        if room is not None and nbytes is not None and nbytes > room:
+            raise _no_room(room)
+        return FileSink(self._open_folder(os.path.dirname(path), name), os.path.basename(path), room)
+
+    def _room(self) -> int | None:
+        """Bytes that may still be written; None for no limit."""
+        return None if self._most is None else max(0, self._most - _nbytes(self.path))
+
+    def _check_handle(self, fd: int, name: str) -> None:
+        """Whether what has been opened lies inside: since its path was looked at, somebody may have put a link there.
+
+        Raises:
+            PermissionDeniedError: it does not.
+        """
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return  # no way to ask: not Linux
+        if not self._is_inside(path):
+            raise _outside(name)
+
+    def _open_folder(self, path: str, name: str) -> int:
+        """A folder by its handle. Errors as :meth:`_check_handle`."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            self._check_handle(fd, name)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _is_inside(self, path: str) -> bool:
+        return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots)
 
     def existing(self, name: str) -> str:
         """The path of a file that is there.
@@ -92,8 +136,9 @@ class SessionFolder:
 
     def read(self, name: str) -> bytes | FilePayload:
         """A file's contents; a long one to be sent straight from it. Whoever sends it closes ``fd``."""
-        fd = os.open(self.existing(name), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.existing(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         try:
+            self._check_handle(fd, name)
             nbytes = os.fstat(fd).st_size
             if nbytes >= BULK_NBYTES:
                 payload, fd = FilePayload(fd, nbytes), -1
@@ -124,25 +169,48 @@ class SessionFolder:
             if not os.path.lexists(self.resolve(name)):
                 return
             path = self.existing(name)
-        os.unlink(path)
+        folder = self._open_folder(os.path.dirname(path), name)
+        try:
+            os.unlink(os.path.basename(path), dir_fd=folder)
+        finally:
+            os.close(folder)
 
     def listdir(self, name: str) -> list[str]:
         """The names in a folder, sorted; an upload under way is not among them."""
         path = self.resolve(name or ".")
         if not os.path.isdir(path):
             raise FileNotFoundError(f"there is no folder {name!r} in the session's folder")
-        names = (os.fsencode(entry).decode(errors="backslashreplace") for entry in os.listdir(path))
+        folder = self._open_folder(path, name)
+        try:
+            names = [os.fsencode(entry).decode(errors="backslashreplace") for entry in os.listdir(folder)]
+        finally:
+            os.close(folder)
         return sorted(entry for entry in names if not entry.startswith(PREFIX))
 
 
 class FileSink:
-    """Data that go to disk as they arrive; the file gets its name when it is whole."""
+    """Data that go to disk as they arrive; the file gets its name when it is whole.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd, self._temporary = tempfile.mkstemp(prefix=PREFIX + "upload-", dir=os.path.dirname(path))
+    Args:
+        folder: a handle of where it comes into being, whatever happens to paths meanwhile; the sink's from now on.
+        name: in that folder.
+        room: bytes that may be written; None for no limit.
+    """
+
+    def __init__(self, folder: int, name: str, room: int | None = None) -> None:
+        self._folder = folder
+        self._name = name
+        self._room = room
+        self._left = room
         self._scratch = memoryview(bytearray(_CHUNK))
         self.error: OSError | None = None
+        self._temporary = f"{PREFIX}upload-{secrets.token_hex(8)}"
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._temporary, flags, 0o600, dir_fd=folder)
+        except BaseException:
+            os.close(folder)
+            raise
 
     def get_buffer(self) -> memoryview:
         return self._scratch
@@ -156,6 +224,11 @@ class FileSink:
 
     def write(self, data: memoryview) -> None:
         """Append to the file."""
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                assert self._room is not None
+                raise _no_room(self._room)
         while len(data):
             data = data[os.write(self._fd, data) :]
 
@@ -163,21 +236,50 @@ class FileSink:
         if self.error is None:
             try:
                 os.fchmod(self._fd, 0o755)  # an uploaded program may be run
-                os.replace(self._temporary, self._path)
+                os.replace(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             except OSError as error:
                 self.error = error
         if self.error is None:
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
         else:
             self.abandon()
         return self
 
     def abandon(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
             try:
-                os.unlink(self._temporary)
+                os.unlink(self._temporary, dir_fd=self._folder)
             except OSError:
                 pass  # user code has been there before us
+            self._close()
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._folder):
+            os.close(fd)
+        self._fd = -1
+
+
+def _nbytes(folder: str) -> int:
+    """Bytes of all files below a folder; links are not followed, and of several names of one file one counts."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            try:
+                status = os.lstat(os.path.join(parent, name))
+            except OSError:
+                continue  # it has just been removed
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                total += status.st_size
+    return total
+
+
+def _no_room(room: int) -> OSError:
+    return OSError(errno.EDQUOT, f"the server's policy leaves room for {room} bytes in the session's folder")
+
+
+def _outside(name: str) -> PermissionDeniedError:
+    return PermissionDeniedError(
+        f"the path {name!r} leaves the session's folder; the server's --allow-path opens others", path=name
+    )

@@ -4,7 +4,7 @@
 It is told what to do over a socket of whole messages, each a JSON object:
 
 ======================================================  =====================================================
-``{"start": id}`` and four descriptors                  begin a session: client's socket, where to say that it is
+``{"start": id, "grant": text}`` and four descriptors   begin a session: client's socket, where to say that it is
                                                         ready, where its errors go, its status page
 ``{"kill": id}``                                        end it
 ``{"ready": pid, "scratch": path}``                     (to the supervisor) imports are done; sessions' folders are
@@ -31,7 +31,10 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
+from rpcflow.security.grant import Grant
+
 from .config import WorkerConfig
+from .confine import remove_cgroup
 from .folder import remove_tree
 from .processes import (
     adopt_orphans,
@@ -46,7 +49,7 @@ from .processes import (
 from .status import StatusPage
 from .worker import enter, prepare, read_config, redirect, run_and_end, serve
 
-_MESSAGE_NBYTES: Final = 4096
+_MESSAGE_NBYTES: Final = 1 << 16
 _FDS: Final = 4
 _SPARE: Final = 0
 """Number of a worker that waits for a session."""
@@ -126,25 +129,25 @@ class Launcher:
             os.set_inheritable(fd, False)
         message = json.loads(data)
         if "start" in message:
-            self._start(message["start"], list(fds))
+            self._start(message["start"], message["grant"], list(fds))
         else:
             for session in self._by_pid.values():
                 if session.number == message["kill"]:
                     os.kill(session.pid, signal.SIGKILL)
         return True
 
-    def _start(self, number: int, fds: list[int]) -> None:
+    def _start(self, number: int, grant: str, fds: list[int]) -> None:
         try:
             if self._config.no_fork:
                 folder = self._new_folder()
                 try:
-                    pid = self._spawn(folder, fds)
+                    pid = self._spawn(folder, grant, fds)
                 except OSError:
                     remove_tree(folder)
                     raise
                 self._by_pid[pid] = _Session(number, pid, folder)
             else:
-                self._hand_over(number, fds)
+                self._hand_over(number, grant, fds)
         except OSError as error:
             os.write(fds[2], f"a worker cannot be started: {error}\n".encode())
             self._tell({"ended": number, "status": 1 << 8})
@@ -161,14 +164,14 @@ class Launcher:
         except OSError:
             pass  # the next session tries again, and says so if it still cannot be
 
-    def _hand_over(self, number: int, fds: list[int]) -> None:
+    def _hand_over(self, number: int, grant: str, fds: list[int]) -> None:
         """Give a session to the worker that waits for one; to a new one if that has died."""
         for _ in range(2):
             pid, line = self._spare or self._fork_spare()
             self._spare = None
             with line:
                 try:
-                    socket.send_fds(line, [b"S"], fds)
+                    socket.send_fds(line, [grant.encode()], fds)
                 except ConnectionError:
                     continue
             if pid in self._by_pid:
@@ -207,7 +210,7 @@ class Launcher:
             if self._supervisor is not None:
                 os.close(self._supervisor)
             enter(parent, folder)
-            _, fds, _, _ = socket.recv_fds(theirs, 16, _FDS)
+            grant, fds, _, _ = socket.recv_fds(theirs, _MESSAGE_NBYTES, _FDS)
             theirs.close()
             if not fds:
                 os._exit(0)  # no client came before the server ended
@@ -219,11 +222,11 @@ class Launcher:
             os.close(page_fd)
             if self._config.init_in_worker:
                 prepare(self._config)
-            serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config)
+            serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config, Grant.from_json(grant.decode()))
 
         run_and_end(work)  # nothing may get back into the launcher's own code
 
-    def _spawn(self, folder: str, fds: list[int]) -> int:
+    def _spawn(self, folder: str, grant: str, fds: list[int]) -> int:
         handed = [*fds, self._config_fd]
         for fd in handed:
             os.set_inheritable(fd, True)
@@ -238,6 +241,7 @@ class Launcher:
                     *map(str, handed),
                     str(os.getpid()),
                     folder,
+                    grant,
                 ],
                 python_environment(self._config.sys_path),
                 setsid=True,
@@ -264,6 +268,7 @@ class Launcher:
             if session is not None:
                 del self._by_pid[pid]
                 self._kill_strays()
+                remove_cgroup(pid)
                 remove_tree(session.folder)
                 if session.number == _SPARE:
                     if self._spare is not None and self._spare[0] == pid:
@@ -286,11 +291,14 @@ class Launcher:
     def _end_all(self) -> None:
         for pid in self._by_pid:
             kill_group(pid)
-        for pid in list(self._by_pid):
+        pids = list(self._by_pid)
+        for pid in pids:
             os.waitpid(pid, 0)
         self._by_pid.clear()
         self._own.clear()
         self._kill_strays()
+        for pid in pids:
+            remove_cgroup(pid)
         remove_tree(self._scratch)
 
     def _tell(self, message: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import anyio
 
 from rpcflow.errors import RPCError
+from rpcflow.security.grant import EVERYTHING, Grant
 
 from .config import WorkerConfig
 from .folder import remove_tree
@@ -74,13 +75,13 @@ class LauncherProcess:
         """Its process id."""
         return self._process.pid
 
-    def begin(self, number: int, fds: list[int], ended: Callable[[int], None]) -> None:
+    def begin(self, number: int, fds: list[int], ended: Callable[[int], None], grant: Grant = EVERYTHING) -> None:
         """Begin a session; ``ended`` is called with its wait status, -1 if the launcher itself has gone.
 
         Raises:
             OSError: the launcher has gone.
         """
-        socket.send_fds(self._control, [json.dumps({"start": number}).encode()], fds)
+        socket.send_fds(self._control, [json.dumps({"start": number, "grant": grant.to_json()}).encode()], fds)
         self._ended[number] = ended
 
     def kill(self, number: int) -> None:

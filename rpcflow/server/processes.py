@@ -11,7 +11,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
+    """Linux's prctl, where there is one."""
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "prctl") and libc.prctl(option, value, 0, 0, 0):
         code = ctypes.get_errno()
@@ -20,14 +21,14 @@ def _prctl(option: int, value: int) -> None:
 
 def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     """Have the kernel send us a signal when our parent ends; 0 for none. Ends at once if ``parent`` has gone."""
-    _prctl(_PR_SET_PDEATHSIG, number)
+    prctl(_PR_SET_PDEATHSIG, number)
     if number and os.getppid() != parent:
         os._exit(0)
 
 
 def adopt_orphans() -> None:
     """Descendants whose parents end become our children."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 _KEPT_PYTHONPATH: Final = "RPCFLOW_PYTHONPATH"
@@ -103,6 +104,8 @@ def describe_status(status: int) -> str:
     """A wait status in words."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
+        if number == signal.SIGXCPU:
+            return "was ended: the processor time that the server's policy gives it is used up"
         try:
             name = signal.Signals(number).name
         except ValueError:

@@ -95,7 +95,7 @@ class WorkerSession:
         for _ in range(_LAUNCHERS):
             launcher = await self._server._get_launcher()
             try:
-                launcher.begin(self._number, fds, self._on_ended)
+                launcher.begin(self._number, fds, self._on_ended, self._grant)
             except ConnectionError:
                 await launcher.gone.wait()  # it has just died, and that will be noticed at once
             else:

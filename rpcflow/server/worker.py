@@ -11,13 +11,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
-from rpcflow.errors import ConnectionLostError, ProtocolError
+from rpcflow.errors import ConnectionLostError, PermissionDeniedError, ProtocolError
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
+from rpcflow.security.grant import Grant
 from rpcflow.session import actions
 from rpcflow.session.server import State
+from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports.sockets import BlockingSocketChannel
 
 from .config import WorkerConfig
+from .confine import confine
 from .executor import Executor
 from .folder import PREFIX, SessionFolder
 from .processes import adopt_orphans, die_with_parent, restore_environment
@@ -26,7 +29,9 @@ from .status import StatusPage
 _OVER: Final = (State.CLOSED, State.FORWARDING)
 
 
-def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, config: WorkerConfig) -> None:
+def serve(
+    sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, config: WorkerConfig, grant: Grant
+) -> None:
     """Serve one session from the answer to its key to its end."""
     from .forward import Forwarding
 
@@ -35,15 +40,23 @@ def serve(sock: socket.socket, page: StatusPage, ready_fd: int, folder: str, con
     forwarding: list[Forwarding] = []
     channel = BlockingSocketChannel(sock, config.poll)
     executor = Executor(
-        SessionFolder(folder, config.allowed), lambda name, args: forwarding.append(Forwarding(name, args))
+        SessionFolder(folder, config.allowed, grant.folder_nbytes),
+        lambda name, args: forwarding.append(Forwarding(name, args)),
+        grant=grant,
     )
     machine = executor.machine
     page.set_sending(True)
     if config.greets:
         channel.send([encode_answer(Answer.OK, str(KeyText(Side.SERVER, config.key)))])
-    os.write(ready_fd, b"R")
-    os.close(ready_fd)
-    page.set_sending(False)
+    try:
+        confine(grant)
+    except PermissionDeniedError as error:
+        channel.send([error_packet(error, structured=False)])
+        return
+    finally:
+        os.write(ready_fd, b"R")
+        os.close(ready_fd)
+        page.set_sending(False)
     try:
         _serve(channel, executor, page, config.packet_timeout)
         if machine.state is State.FORWARDING:
@@ -149,7 +162,7 @@ def prepare(config: WorkerConfig) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """A worker that was spawned, not forked: descriptors and folder come as arguments."""
-    sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder = argv
+    sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder, grant = argv
     enter(int(parent), folder)
     redirect(int(stderr_fd))
     config = read_config(int(config_fd))
@@ -159,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
     prepare(config)
     page = StatusPage(int(page_fd))
     os.close(int(page_fd))
-    serve(socket.socket(fileno=int(sock_fd)), page, int(ready_fd), folder, config)
+    serve(socket.socket(fileno=int(sock_fd)), page, int(ready_fd), folder, config, Grant.from_json(grant))
     return 0
 
 
