@@ -153,7 +153,8 @@ def test_example_runs(example: Example, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if steps(page, ROOT)], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_walk(page: Path, tmp_path: Path) -> None:
+def test_walk(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RPCFLOW_HOME", str(tmp_path / "home"))  # keys and known hosts are the page's own
     if missing := missing_programs(page, ROOT):
         pytest.skip(f"not on this machine: {', '.join(missing)}")
     with Walk(tmp_path, run, environment()) as walk:

@@ -2,7 +2,8 @@
 """Pages with commands, run from top to bottom as their readers would.
 
 Hosts of a page's lab are this machine here, its ports are free ones, and the terminals of emulated boards are the ones
-that they got: all are replaced in commands, programs and the output shown. The marks are described in CONTRIBUTING.md,
+that they got: all are replaced in commands, programs and the output shown. So are pins, tokens and pairing codes, from
+where they are first shown. The marks are described in CONTRIBUTING.md,
 "Documentation".
 """
 
@@ -28,6 +29,8 @@ PORTS = re.compile(r"(?<![\d.])(?:90\d\d|91\d\d|8080)\b")
 DEFAULT_PORTS = {"tracker": "9190", "server": "9091", "proxy": "9091"}
 BOUND = re.compile(r"bind to \S+:(\d+)")
 TERMINAL = re.compile(r"/dev/pts/\d+")
+SECRET = re.compile(r"sha256:[0-9a-f]{64}|(?<![\w-])[\w-]{43}(?![\w-])|(?<=the code )\d{8}")
+CODE = re.compile(r".*give the code \d{8}")
 PATIENCE = 60.0
 RPCFLOW = [sys.executable, "-m", "rpcflow"]
 
@@ -91,6 +94,7 @@ class Walk:
         self._environment = environment
         self._ports: dict[str, str] = {}
         self._terminals: dict[str, str] = {}
+        self._secrets: dict[str, str] = {}
         self._services: list[_Service] = []
 
     def __enter__(self) -> Self:
@@ -111,7 +115,7 @@ class Walk:
             self._run(self._local(step.code), self._folder)
             return
         if step.how == "file":
-            (self._folder / step.name).write_text(step.code)
+            (self._folder / step.name).write_text(self._local(step.code))
             return
         for command, output in _commands(self._local(step.code)):
             if step.how == "command":
@@ -121,7 +125,21 @@ class Walk:
 
     def _local(self, text: str) -> str:
         text = PORTS.sub(lambda port: self._port(port[0]), HOSTS.sub("127.0.0.1", text))
+        text = SECRET.sub(lambda name: self._secrets.get(name[0], name[0]), text)
+        for shown, real in self._secrets.items():
+            if shown.isdecimal():
+                text = text.replace(shown, real)  # a code is given without the words by which it is shown
         return TERMINAL.sub(lambda name: self._terminals.get(name[0], name[0]), text)
+
+    def _learn(self, shown: str, said: str) -> str:
+        """A line that was said as the page would show it: with the page's pins, tokens and codes for the real ones, which
+        are put in their places from now on."""
+        secrets, real = SECRET.findall(shown), SECRET.findall(said)
+        if SECRET.sub("*", shown.strip()) != SECRET.sub("*", said.strip()):
+            return said
+        for one, other in zip(secrets, real, strict=True):
+            self._secrets.setdefault(one, other)
+        return self._local(shown)
 
     def _port(self, documented: str) -> str:
         if documented not in self._ports:
@@ -143,8 +161,10 @@ class Walk:
         )
         log.write_text(done.stderr)
         assert done.returncode == 0, f"{where}: status {done.returncode}\n{done.stdout}{done.stderr}"
-        for line in output.splitlines():
-            assert line.rstrip() in [said.rstrip() for said in done.stdout.splitlines()], f"{where}: {done.stdout}"
+        said = done.stdout.splitlines()
+        for shown in output.splitlines():
+            lines = [self._learn(shown, line).rstrip() for line in said]
+            assert self._local(shown).rstrip() in lines, f"{where}: {done.stdout}"
 
     def _start(self, command: str, output: str, step: Step) -> None:
         stock = command.startswith("python -m tvm.")
@@ -185,7 +205,14 @@ class Walk:
             return
         said = process.stdout.readline()
         assert re.fullmatch(r"READY \S+:\d+\S*\n", said), f"{step.where}: it said {said!r}\n{log.read_text()}"
-        assert output in ("", said), f"{step.where}: it said {said!r}"
+        for shown in output.splitlines():
+            if CODE.match(shown):
+                codes = [line for line in log.read_text().splitlines() if CODE.match(line)]
+                assert codes, f"{step.where}: it shows no code\n{log.read_text()}"
+                self._secrets[shown[-8:]] = codes[0][-8:]
+            else:
+                line = self._learn(shown, said).strip()
+                assert line == self._local(shown).strip(), f"{step.where}: it said {said!r}"
 
     def _emulate(self, words: list[str], output: str, step: Step) -> None:
         """A board: it is there when its serial port is, whose name the page's reader sees too."""

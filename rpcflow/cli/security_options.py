@@ -10,10 +10,7 @@ _OPTIONS: Final = (
     click.option("--tls", is_flag=True, help="Encrypt; makes a key and certificate if there are none."),
     click.option("--identity", metavar="NAME", help="Identity to show: its name, or a file with key and certificate."),
     click.option(
-        "--client-ca",
-        metavar="FILE",
-        type=click.Path(exists=True, dir_okay=False),
-        help="Authorities that issue certificates to clients.",
+        "--client-ca", metavar="FILE", help="Authorities that issue certificates to clients: a file, or a name."
     ),
     click.option("--require-client", is_flag=True, help="Serve only clients with a certificate: paired, or issued."),
     click.option(

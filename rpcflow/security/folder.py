@@ -28,6 +28,23 @@ def config_folder() -> Path:
     return Path.home() / ".config" / "rpcflow"
 
 
+def authority_file(name_or_path: str | os.PathLike[str]) -> str:
+    """The file with the certificates of authorities: by its path, or by the name of an authority of ours.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path = os.path.abspath(name_or_path)
+    if os.path.isfile(path):
+        return path
+    text = os.fspath(name_or_path)
+    if os.sep not in text and (known := config_folder() / "authorities" / f"{text}.crt").is_file():
+        return str(known)
+    raise FileNotFoundError(
+        f"there is no file {text!r} with certificates of authorities, and no authority of that name"
+    )
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder that is ours alone, and those above it that are missing.
 

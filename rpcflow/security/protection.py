@@ -52,7 +52,7 @@ def protect(
     Args:
         tls: end TLS; any of the others but ``policy`` means this too.
         identity: name or file of our key and certificate.
-        client_ca: file with authorities whose certificates clients may show.
+        client_ca: file with authorities whose certificates clients may show, or the name of one of ours.
         require_client: let in only clients with a certificate: paired, or issued by ``client_ca``.
         policy: file of who may do what.
         pair: let new clients pair, by a one-time code; only paired ones are served.
@@ -68,20 +68,13 @@ def protect(
         rules = PolicyFile(os.path.abspath(policy))
     if not (tls or identity is not None or client_ca is not None or require_client or pair):
         return Protection(policy=rules)
-    from .folder import config_folder
+    from .folder import authority_file, config_folder
     from .identity import ensure_identity, load_identity
 
     own = ensure_identity() if identity is None else load_identity(identity)
     known_clients = str(config_folder() / "known_clients")
-    settings = TlsSettings(
-        os.path.abspath(own.path),
-        None if client_ca is None else os.path.abspath(client_ca),
-        known_clients,
-        require_client or pair,
-        pair,
-    )
-    if client_ca is not None and not os.path.isfile(client_ca):
-        raise ValueError(f"client_ca: there is no file {os.fspath(client_ca)!r}")
+    authorities = None if client_ca is None else authority_file(client_ca)
+    settings = TlsSettings(os.path.abspath(own.path), authorities, known_clients, require_client or pair, pair)
     return Protection(settings, own.pin, rules, pair, known_clients)
 
 
@@ -119,12 +112,11 @@ def elsewhere(options: SecurityOptions) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     plain: dict[str, Any] = dict(options)
-    for name in ("client_ca", "policy"):
-        if plain.get(name) is not None:
+    if plain.get("policy") is not None:
+        plain["policy"] = os.path.abspath(plain["policy"])
+    for name in ("client_ca", "identity"):
+        if plain.get(name) is not None and os.path.exists(plain[name]):  # else it is a name
             plain[name] = os.path.abspath(plain[name])
-    identity = plain.get("identity")
-    if identity is not None and os.path.exists(identity):
-        plain["identity"] = os.path.abspath(identity)
     return plain
 
 

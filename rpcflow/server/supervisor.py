@@ -74,7 +74,8 @@ class Server:
         insecure: listen where others than this machine can reach it, unencrypted.
         tls: encrypt: clients come by ``tls://``. Needs the packages of ``rpcflow[security]``, as the next ones do.
         identity: name of our identity, or the file with our key and certificate; ``default`` is made if need be.
-        client_ca: file with the certificates of authorities that issue certificates to clients.
+        client_ca: file with the certificates of authorities that issue certificates to clients, or the name of one of
+            ours.
         require_client: serve only clients that show a certificate, of ``client_ca`` or from pairing.
         policy: TOML file that says who may do what.
         pair: let new clients pair by a one-time code, which is logged; serve only paired ones.
