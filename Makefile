@@ -30,7 +30,7 @@ BIN := $(VENV)/bin
 # Compilers and ninja are looked up on PATH by the code under test.
 RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo firmware test lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
+.PHONY: help demo firmware test test-tls lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
 	env-demo env-test env-lint env-docs env-fuzz env-bench
 
 help: ## this list
@@ -52,6 +52,9 @@ firmware: env-test ## build examples/firmware for the boards and as a process, i
 
 test: env-test ## run the tests (ARGS="..." for pytest, JOBS=n processes)
 	@$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+test-tls: env-test ## the tests of sessions once more, over TLS
+	@RPCFLOW_TEST_OVER=tls $(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/client tests/sync $(ARGS)
 
 lint: env-lint ## check style
 	@$(BIN)/ruff check .
@@ -110,7 +113,7 @@ env-demo:
 	@scripts/system-packages venv c++ ninja
 	@scripts/environment $(DEMO_VENV) $(LOCK) -e '.[server]'
 env-test:
-	@scripts/system-packages venv c++ ninja --optional ip chromium clang arm-gcc riscv-gcc qemu-arm qemu-riscv
+	@scripts/system-packages venv c++ ninja --optional ip bwrap chromium clang arm-gcc riscv-gcc qemu-arm qemu-riscv
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 env-lint:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
