@@ -167,7 +167,13 @@ async def connected(url: Url) -> AsyncIterator[tuple[AsyncChannel, str]]:
             raise ProtocolError(f"{url} speaks no TLS 1.3: is the server started with --tls?") from error
         if tls.extra(TLSAttribute.alpn_protocol, None) != ALPN_PAIR:
             raise PermissionDeniedError(f"{url} is not pairing: start the server with --pair")
-        yield _TlsChannel(tls), pin_of(tls.extra(TLSAttribute.peer_certificate_binary))
+        shown = tls.extra(TLSAttribute.peer_certificate_binary)
+        assert shown is not None, "TLS servers show a certificate"
+        try:
+            server_pin = pin_of(shown)
+        except ValueError as error:
+            raise ProtocolError(f"{url} shows {error}") from None
+        yield _TlsChannel(tls), server_pin
     finally:
         await anyio.aclose_forcefully(stream)
 

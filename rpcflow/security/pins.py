@@ -30,6 +30,8 @@ def pin_of(certificate: bytes) -> str:
 
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
+    except x509.InvalidVersion as error:
+        raise ValueError(f"no certificate: {error}") from None
     except UnsupportedAlgorithm as error:
         raise ValueError(f"a certificate with a key of a kind that is not known: {error}") from None
     return _PREFIX + hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()

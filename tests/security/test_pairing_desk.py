@@ -105,6 +105,14 @@ async def test_one_success_is_all() -> None:
     assert len(pairing.clients.kept) == 1
 
 
+async def test_what_is_computed_with_the_code_takes_the_same_time_always() -> None:
+    """The test's clock stands still while something is computed."""
+    pairing = Pairing()
+    with pytest.raises(AuthenticationError):
+        await pairing.attempt(pairing.wrong)
+    assert pairing.clock.slept == pytest.approx([0.05, 0.05])
+
+
 class Attempts:
     """Several at once."""
 
