@@ -157,7 +157,10 @@ def revoke(what: str, ca: str | None) -> None:
 @_DAYS
 @_told
 def renew(name: str, days: float | None) -> None:
-    """A new certificate for the same key: its pin stays."""
+    """A new certificate for the same key: its pin stays.
+
+    Servers that this identity has paired with know the old one, and have to be paired with again.
+    """
     from rpcflow.security.identity import renew as again
 
     own = again(name) if days is None else again(name, days=days)

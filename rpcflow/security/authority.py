@@ -15,9 +15,10 @@ import attrs
 
 from . import certificates as x
 from .folder import check_name, config_folder, read_secret, write_file
-from .identity import DAYS, Identity, identity_path, load_identity
+from .identity import Identity, identity_path, load_identity
 
 AUTHORITY_DAYS: Final = 3650.0
+DAYS: Final = 365.0
 
 
 @attrs.frozen

@@ -18,7 +18,9 @@ from .folder import check_name, config_folder, read_secret, write_file
 from .pins import pin_of
 
 DEFAULT: Final = "default"
-DAYS: Final = 365.0
+DAYS: Final = 3650.0
+"""A self-signed certificate is known as it is, by its pin or to those we have paired with: to let it expire soon would
+lock us out and keep nobody else out."""
 RENEW_DAYS: Final = 30.0
 """With fewer left, a self-signed certificate is renewed when it is used."""
 
@@ -145,7 +147,7 @@ def ensure_identity(name: str = DEFAULT) -> Identity:
 
 def renew(name_or_path: str | os.PathLike[str] = DEFAULT, *, days: float = DAYS) -> Identity:
     """A new certificate for the same key, so that its pin stays. Self-signed ones only: whoever has issued another has
-    to issue it again.
+    to issue it again. Servers that we have paired with know the old certificate, and have to be paired with again.
 
     Raises:
         ValueError: it is not self-signed. Other errors as :func:`load_identity`.

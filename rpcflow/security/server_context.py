@@ -54,7 +54,8 @@ class TlsSettings:
 
 @attrs.frozen
 class ClientCertificate:
-    """A certificate that a client has shown and has the key of. ``subject``: its common name."""
+    """A certificate that a client has shown and has the key of. ``subject``: the common name that an authority has put
+    into it; empty in one that is self-signed."""
 
     pin: str
     subject: str
@@ -152,7 +153,8 @@ class Contexts:
             raise AuthenticationError(f"the certificate of {subject!r} has been revoked")
         from .pins import pin_of
 
-        return ClientCertificate(pin_of(der), subject)
+        # What a paired client calls itself in a certificate of its own says nothing.
+        return ClientCertificate(pin_of(der), "" if shown["subject"] == shown["issuer"] else subject)
 
 
 def _common_name(name: Any) -> str:

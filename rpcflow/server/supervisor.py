@@ -78,7 +78,7 @@ class Server:
             ours.
         require_client: serve only clients that show a certificate, of ``client_ca`` or from pairing.
         policy: TOML file that says who may do what.
-        pair: let new clients pair by a one-time code, which is logged; serve only paired ones.
+        pair: let a new client pair by a one-time code, which is printed to standard error; serve only paired ones.
         peer_timeout: seconds after which a client that has vanished without a word is given up.
         poll: None polls adaptively before a worker sleeps; False never does.
 
@@ -301,7 +301,13 @@ class Server:
 
         assert self._protection.known_clients is not None
         self._desk = PairingDesk(self._protection.pin, KnownClients(self._protection.known_clients))
-        _log.warning("to pair, run `rpcflow pair HOST:%d` there and give the code %s", self.port, self._desk.code)
+        self._tasks.start_soon(self._desk.wait_over)
+        # Not to the log, which others may read.
+        print(
+            f"to pair, run `rpcflow pair HOST:{self.port}` there and give the code {self._desk.code}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     async def _pair(self, sock: socket.socket, visitor: Visitor) -> None:
         if self._desk is not None:
