@@ -6,6 +6,7 @@ Three files in the configuration folder: ``authorities/NAME.pem`` (its key and c
 looks for it beside its ``client_ca``).
 """
 
+import datetime
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Final
 import attrs
 
 from . import certificates as x
-from .folder import check_name, config_folder, read_secret, write_file
+from .folder import check_name, config_folder, locked, read_secret, write_file
 from .identity import Identity, identity_path, load_identity
+from .pins import pin_of
 
 AUTHORITY_DAYS: Final = 3650.0
 DAYS: Final = 365.0
@@ -23,19 +25,34 @@ DAYS: Final = 365.0
 
 @attrs.frozen
 class Authority:
-    """What may be known of one.
+    """What may be known of one. The key stays in its file.
 
     Args:
         name: of the authority.
         certificate: the file with its certificate.
         crl: the file of what it has revoked.
-        revoked: serial numbers of that.
+        pin: of its key.
+        not_after: until when its certificate is valid, and whatever it has issued with it.
+        revoked: serial numbers of what it has revoked.
     """
 
     name: str
     certificate: Path
     crl: Path
+    pin: str
+    not_after: datetime.datetime
     revoked: tuple[int, ...]
+
+    def expired(self, now: datetime.datetime | None = None) -> bool:
+        """Whether its certificate is not valid any more."""
+        return (now or x.now()) > self.not_after
+
+
+@attrs.frozen
+class _Signer:
+    key: x.Key = attrs.field(repr=False)
+    certificate: x.Certificate
+    crl: x.RevocationList
 
 
 def authorities() -> list[str]:
@@ -61,12 +78,13 @@ def init_authority(
     path = _path(name)
     key = x.make_key(algorithm)
     made = x.make_certificate(key, name, days=days, authority=True)
-    try:
-        write_file(path, x.key_pem(key) + x.pem(made), secret=True, replace=replace)
-    except FileExistsError:
-        raise FileExistsError(f"there is an authority {name!r} already: {path}") from None
-    write_file(path.with_suffix(".crt"), x.pem(made))
-    write_file(path.with_suffix(".crl"), x.make_crl(key, made, ()))
+    with locked(path):
+        if path.exists() and not replace:
+            raise FileExistsError(f"there is an authority {name!r} already: {path}")
+        # The key comes last: without it the others are nobody's, and the next try writes over them.
+        write_file(path.with_suffix(".crt"), x.pem(made))
+        write_file(path.with_suffix(".crl"), x.make_crl(key, made, ()))
+        write_file(path, x.key_pem(key) + x.pem(made), secret=True)
     return load_authority(name)
 
 
@@ -74,14 +92,19 @@ def load_authority(name: str) -> Authority:
     """What is known of one.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: its list of what it has revoked makes no sense.
+        FileNotFoundError: there is none, or its list of what it has revoked has gone.
+        PermissionError: others may read its key.
+        ValueError: one of its files makes no sense.
     """
-    path = _path(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no authority {name!r}: rpcflow identity init {name} --ca makes one")
-    crl = path.with_suffix(".crl")
-    return Authority(name, path.with_suffix(".crt"), crl, _revoked(crl))
+    path, signer = _path(name), _signer(name)
+    return Authority(
+        name,
+        path.with_suffix(".crt"),
+        path.with_suffix(".crl"),
+        pin_of(x.der(signer.certificate)),
+        signer.certificate.not_valid_after_utc,
+        tuple(entry.serial_number for entry in signer.crl),
+    )
 
 
 def issue(
@@ -102,7 +125,8 @@ def issue(
         name: of the identity, and its common name: for policies, who this is.
         authority: who signs.
         hosts: names and addresses by which it is reached, where it is a server's.
-        days: how long the certificate is valid; 0 or less for one that is not any more.
+        days: how long the certificate is valid, but no longer than the authority's; 0 or less for one that is not any
+            more.
         server, client: what it is good for.
         algorithm: of its key.
         path: a file for it, to be taken to another machine; by default it is one of ours.
@@ -115,15 +139,20 @@ def issue(
         OSError: it cannot be written.
     """
     check_name(name)
-    signer = x.read_pem(_existing(authority), read_secret(_existing(authority)))
-    key = x.make_key(algorithm)
-    issuer = signer[0], signer[1][0]
-    made = x.make_certificate(key, name, days=days, hosts=hosts, issuer=issuer, server=server, client=client)
     where = identity_path(name) if path is None else Path(path)
-    try:
-        write_file(where, x.key_pem(key) + x.pem(made) + x.pem(issuer[1]), secret=True, replace=replace)
-    except FileExistsError:
-        raise FileExistsError(f"there is an identity {name!r} already: {where}") from None
+    key = x.make_key(algorithm)
+    with locked(_existing(authority)):
+        signer = _signer(authority)
+        above = signer.certificate
+        if above.not_valid_after_utc < x.now():
+            raise ValueError(f"the authority {authority!r} has expired: rpcflow identity init {authority} --ca --force")
+        issuer = signer.key, above
+        made = x.make_certificate(key, name, days=days, hosts=hosts, issuer=issuer, server=server, client=client)
+        try:
+            write_file(where, x.key_pem(key) + x.pem(made) + x.pem(above), secret=True, replace=replace)
+        except FileExistsError:
+            raise FileExistsError(f"there is an identity {name!r} already: {where}") from None
+        _write_crl(authority, signer)
     return load_identity(name if path is None else where)
 
 
@@ -138,21 +167,26 @@ def revoke(what: str, authority: str) -> int:
 
     Raises:
         FileNotFoundError: there is no such identity, or no such authority.
-        ValueError: another has issued it.
+        ValueError: another has issued it, or no certificate can have that number.
     """
-    path = _existing(authority)
-    key, chain = x.read_pem(path, read_secret(path))
-    if what.isdecimal():
-        serial = int(what)
-    else:
-        found = load_identity(what)
-        if found.issuer != x.common_name(chain[0].subject):
-            raise ValueError(f"{found.name!r} was issued by {found.issuer!r}, not by {authority!r}")
-        serial = found.serial
-    known = load_authority(authority)
-    if serial not in known.revoked:
-        write_file(known.crl, x.make_crl(key, chain[0], (*known.revoked, serial)))
+    with locked(_existing(authority)):
+        signer = _signer(authority)
+        serial = _serial(what, authority, signer.certificate)
+        known = {entry.serial_number for entry in signer.crl}
+        _write_crl(authority, signer, () if serial in known else (serial,))
     return serial
+
+
+def _serial(what: str, authority: str, above: x.Certificate) -> int:
+    if what.isdecimal() and not identity_path(what).exists():
+        return int(what)
+    try:
+        found = load_identity(what)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no identity {what!r} here: give its file, or its serial number") from None
+    if not x.issued_by(x.read_der(found.certificate), above):
+        raise ValueError(f"{found.name!r} was issued by {found.issuer!r}, not by this authority {authority!r}")
+    return found.serial
 
 
 def _folder() -> Path:
@@ -164,14 +198,26 @@ def _path(name: str) -> Path:
 
 
 def _existing(name: str) -> Path:
-    load_authority(name)
-    return _path(name)
+    path = _path(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no authority {name!r}: rpcflow identity init {name} --ca makes one")
+    return path
 
 
-def _revoked(path: Path) -> tuple[int, ...]:
+def _signer(name: str) -> _Signer:
+    path = _existing(name)
+    key, chain = x.read_pem(path, read_secret(path))
+    crl = path.with_suffix(".crl")
     try:
-        return x.read_crl(path.read_bytes())
+        revoked = x.read_crl(crl.read_bytes(), chain[0])
     except FileNotFoundError:
-        return ()
+        # To begin a new list would let in again whoever is on the old one.
+        raise FileNotFoundError(f"{crl} is missing: put it back from where a server has it") from None
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{crl} is not the authority's list of what it has revoked: {error}") from None
+    return _Signer(key, chain[0], revoked)
+
+
+def _write_crl(name: str, signer: _Signer, serials: Sequence[int] = ()) -> None:
+    crl = x.make_crl(signer.key, signer.certificate, serials, signer.crl)
+    write_file(_path(name).with_suffix(".crl"), crl)

@@ -3,6 +3,7 @@
 
 import datetime
 import ipaddress
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ from . import need
 need("cryptography")
 
 from cryptography import x509  # noqa: E402
-from cryptography.exceptions import UnsupportedAlgorithm  # noqa: E402
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm  # noqa: E402
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519  # noqa: E402
 from cryptography.hazmat.primitives.hashes import SHA256  # noqa: E402
 from cryptography.hazmat.primitives.serialization import (  # noqa: E402
@@ -25,10 +26,22 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID  # noqa: E402
 
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 Certificate = x509.Certificate
+RevocationList = x509.CertificateRevocationList
 ALGORITHMS: Final = ("p256", "ed25519")
+_NONE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for bytes that are no certificate, or none it can read."""
 _SKEW: Final = datetime.timedelta(hours=1)
 """How long before now a certificate is valid from: clocks differ, those of boards above all."""
 _CRL_DAYS: Final = 3650
+"""Each use of the authority writes its list anew; a lab whose authority is not used for years goes on nevertheless."""
+_LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST: Final = re.compile(rf"(\*\.)?{_LABEL}(\.{_LABEL})*\.?")
 
 
 def now() -> datetime.datetime:
@@ -65,15 +78,20 @@ def make_certificate(
     Args:
         key: whose public half it is about.
         name: its common name.
-        days: how long it is valid; 0 or less for one that is not any more.
+        days: how long it is valid, but no longer than its issuer's; 0 or less for one that is not any more.
         hosts: names and addresses by which a server is known.
         issuer: who signs; None for the key itself.
         authority: whether its key may sign others.
         server, client: what it is good for.
+
+    Raises:
+        ValueError: an argument that cannot be.
     """
     signer, above = issuer if issuer is not None else (key, None)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    until = now() + datetime.timedelta(days=days)
+    until = _after(days)
+    if above is not None:
+        until = min(until, above.not_valid_after_utc)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -94,31 +112,80 @@ def make_certificate(
         kinds = [ExtendedKeyUsageOID.SERVER_AUTH] * server + [ExtendedKeyUsageOID.CLIENT_AUTH] * client
         builder = builder.add_extension(x509.ExtendedKeyUsage(kinds), critical=False)
     if hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([host_name(host) for host in hosts]), critical=False
+        )
     return builder.sign(signer, _digest(signer))
 
 
-def make_crl(key: Key, certificate: x509.Certificate, serials: Sequence[int]) -> bytes:
-    """A list of revoked certificates, PEM."""
+def make_crl(
+    key: Key,
+    certificate: x509.Certificate,
+    serials: Sequence[int],
+    before: x509.CertificateRevocationList | None = None,
+) -> bytes:
+    """A list of revoked certificates, PEM.
+
+    Args:
+        key, certificate: of the authority.
+        serials: those newly revoked.
+        before: the list that this one goes on from; what it holds stays revoked, since when it was.
+
+    Raises:
+        ValueError: a number that no certificate can have.
+    """
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(certificate.subject)
         .last_update(now() - _SKEW)
         .next_update(now() + datetime.timedelta(days=_CRL_DAYS))
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
+        .add_extension(x509.CRLNumber(_crl_number(before) + 1), critical=False)
     )
+    for entry in before or ():
+        builder = builder.add_revoked_certificate(entry)
     for serial in serials:
         revoked = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now()).build()
         builder = builder.add_revoked_certificate(revoked)
     return builder.sign(key, _digest(key)).public_bytes(Encoding.PEM)
 
 
-def read_crl(data: bytes) -> tuple[int, ...]:
-    """The serial numbers in a list of revoked certificates, PEM.
+def read_crl(data: bytes, authority: x509.Certificate) -> x509.CertificateRevocationList:
+    """A list of revoked certificates, PEM, that an authority has signed.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none, or another has signed it.
     """
-    return tuple(entry.serial_number for entry in x509.load_pem_x509_crl(data))
+    crl = x509.load_pem_x509_crl(data)
+    if not crl.is_signature_valid(authority.public_key()):  # type: ignore[arg-type]
+        raise ValueError("it was not signed with the authority's key")
+    return crl
+
+
+def _crl_number(crl: x509.CertificateRevocationList | None) -> int:
+    if crl is None:
+        return 0
+    try:
+        return crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    except x509.ExtensionNotFound:
+        return 0
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether the key of one has signed the other; names alone say nothing, for anybody can take one."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, TypeError, ValueError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def is_authority(certificate: x509.Certificate) -> bool:
+    """Whether it says that its key may sign others."""
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
 
 
 def key_pem(key: Key) -> bytes:
@@ -136,6 +203,16 @@ def der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
+def read_der(data: bytes) -> x509.Certificate:
+    """A certificate that was DER. Errors as the library's."""
+    return x509.load_der_x509_certificate(data)
+
+
+def read_one(data: bytes) -> x509.Certificate:
+    """A certificate that was PEM. Errors as the library's."""
+    return x509.load_pem_x509_certificate(data)
+
+
 def read_certificate(data: bytes) -> bytes:
     """A certificate that is PEM or DER, as PEM.
 
@@ -146,7 +223,8 @@ def read_certificate(data: bytes) -> bytes:
         load = x509.load_pem_x509_certificate if b"-----BEGIN" in data else x509.load_der_x509_certificate
         made = load(data)
         made.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+        _ = made.extensions
+    except _NONE as error:
         raise ValueError(f"that is no certificate: {error}") from None
     return pem(made)
 
@@ -163,9 +241,11 @@ def read_pem(path: Path, data: bytes) -> tuple[Key, list[x509.Certificate]]:
         raise ValueError(f"{path} holds no private key that can be read: {error}") from None
     try:
         certificates = x509.load_pem_x509_certificates(data)
-    except ValueError as error:
+        public = certificates[0].public_key()
+        _ = certificates[0].extensions
+    except _NONE as error:
         raise ValueError(f"{path} holds no certificate that can be read: {error}") from None
-    if key.public_key() != certificates[0].public_key():
+    if key.public_key() != public:
         raise ValueError(f"{path}: the key is not that of its first certificate")
     return key, certificates  # type: ignore[return-value]
 
@@ -199,15 +279,26 @@ def _usage(authority: bool) -> x509.KeyUsage:
     )
 
 
-def _host(host: str) -> x509.GeneralName:
+def host_name(host: str) -> x509.GeneralName:
+    """A host's name or address as it stands in a certificate.
+
+    Raises:
+        ValueError: it is neither.
+    """
     try:
         return x509.IPAddress(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
     except ValueError:
         pass
+    if len(host) > 253 or not _HOST.fullmatch(host):
+        raise ValueError(f"{host!r} is not the name or address of a host (it goes without a port)")
+    return x509.DNSName(host)
+
+
+def _after(days: float) -> datetime.datetime:
     try:
-        return x509.DNSName(host)
-    except ValueError:
-        raise ValueError(f"{host!r} is not the name of a host") from None
+        return now() + datetime.timedelta(days=days)
+    except (OverflowError, ValueError):  # not a number, too
+        raise ValueError(f"{days!r} days is longer than a certificate can be valid") from None
 
 
 def _digest(key: Any) -> SHA256 | None:

@@ -5,27 +5,40 @@ It is ``$RPCFLOW_HOME``, else ``$XDG_CONFIG_HOME/rpcflow``, else ``~/.config/rpc
 Windows). Only its owner may enter it, and files with keys are never there with wider rights, not for a moment.
 """
 
+import contextlib
 import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _FOLDER_MODE: Final = 0o700
-_SECRET_MODE: Final = 0o600
 _POSIX: Final = os.name == "posix"
 
 
 def config_folder() -> Path:
-    """Where it is; it need not be there."""
+    """Where it is; it need not be there.
+
+    Raises:
+        FileNotFoundError: nobody says where this user's files are.
+    """
     if home := os.environ.get("RPCFLOW_HOME"):
-        return Path(home)
+        return Path(home).absolute()
     if base := os.environ.get("XDG_CONFIG_HOME"):
-        return Path(base) / "rpcflow"
+        return Path(base).absolute() / "rpcflow"
     if sys.platform == "win32" and (data := os.environ.get("APPDATA")):
         return Path(data) / "rpcflow"
-    return Path.home() / ".config" / "rpcflow"
+    try:
+        return Path.home() / ".config" / "rpcflow"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home folder: set RPCFLOW_HOME to where keys are to be") from None
 
 
 def authority_file(name_or_path: str | os.PathLike[str]) -> str:
@@ -48,20 +61,54 @@ def authority_file(name_or_path: str | os.PathLike[str]) -> str:
 def make_folder(path: Path) -> Path:
     """Make a folder that is ours alone, and those above it that are missing.
 
+    The configuration folder and those in it lose the rights that others have. A folder anywhere else that is there
+    already stays as it is: whoever named it decides who may enter.
+
     Raises:
-        PermissionError: it is there, and others may write to it.
+        PermissionError: it is there, is the configuration folder or in it, and others may write to it.
         OSError: it cannot be made.
     """
-    if not path.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+    path, base = path.absolute(), config_folder()
+    ours = [folder for folder in (*reversed(path.parents), path) if folder.is_relative_to(base)]
+    for folder in ours or [path]:
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
     if _POSIX:
-        status = path.stat()
-        if status.st_uid == os.getuid() and stat.S_IMODE(status.st_mode) & 0o077:
-            path.chmod(_FOLDER_MODE)
-        elif status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-            raise PermissionError(f"{path} is no place for keys: others may write to it")
+        for folder in ours:
+            _close(folder)
     return path
+
+
+def _close(folder: Path) -> None:
+    status = folder.stat()
+    if not status.st_mode & 0o077:
+        return
+    shared = status.st_mode & stat.S_ISVTX  # such as /tmp, which is everybody's
+    if status.st_uid == os.getuid() and not shared:
+        folder.chmod(_FOLDER_MODE)
+    elif status.st_mode & 0o022:
+        raise PermissionError(f"{folder} is no place for keys: others may write to it")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else who asks for the same lock has it meanwhile; for files that are read, changed and written.
+
+    Args:
+        path: the file; the lock is another beside it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    make_folder(path.parent)
+    fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def write_file(path: Path, data: bytes, secret: bool = False, replace: bool = True) -> None:
@@ -117,8 +164,9 @@ def check_name(name: str) -> str:
         ValueError: it cannot be one.
     """
     allowed = isinstance(name, str) and all(char.isalnum() or char in "-_.@" for char in name) and name.isascii()
-    if not allowed or not 0 < len(name) <= 64 or name[0] in ".-":
+    if not allowed or not 0 < len(name) <= 64 or name[0] in ".-" or name.endswith(".pem"):
         raise ValueError(
-            f"{name!r} cannot be a name: it is 1 to 64 letters, digits and -_.@, and begins with no . or -"
+            f"{name!r} cannot be a name: it is 1 to 64 letters, digits and -_.@, begins with no . or -, "
+            "and does not end with .pem"
         )
     return name

@@ -5,6 +5,7 @@ A self-signed one is known by its pin, one that an authority has issued by its n
 """
 
 import datetime
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ DEFAULT: Final = "default"
 DAYS: Final = 3650.0
 """A self-signed certificate is known as it is, by its pin or to those we have paired with: to let it expire soon would
 lock us out and keep nobody else out."""
+_log: Final = logging.getLogger("rpcflow.security")
 RENEW_DAYS: Final = 30.0
 """With fewer left, a self-signed certificate is renewed when it is used."""
 
@@ -88,13 +90,17 @@ def load_identity(name_or_path: str | os.PathLike[str] = DEFAULT) -> Identity:
     text = os.fspath(name_or_path)
     is_path = not isinstance(name_or_path, str) or os.sep in text or text.endswith(".pem")
     path = Path(text) if is_path else identity_path(text)
+    _, chain = _read(path, text, is_path)
+    return _described(path.stem if is_path else text, path, chain[0])
+
+
+def _read(path: Path, text: str, is_path: bool = False) -> tuple[x.Key, list[x.Certificate]]:
     try:
         data = read_secret(path)
     except FileNotFoundError:
         how = "" if is_path else f": rpcflow identity init {text} makes one"
         raise FileNotFoundError(f"there is no identity {text!r}{how}") from None
-    _, chain = x.read_pem(path, data)
-    return _described(path.stem if is_path else text, path, chain[0])
+    return x.read_pem(path, data)
 
 
 def init_identity(
@@ -139,9 +145,15 @@ def ensure_identity(name: str = DEFAULT) -> Identity:
                 return init_identity(name)
             except FileExistsError:
                 continue  # somebody has just made it
-        if found.self_signed and found.left() < datetime.timedelta(days=RENEW_DAYS):
+        if not found.self_signed or found.left() >= datetime.timedelta(days=RENEW_DAYS):
+            return found
+        try:
             return renew(name)
-        return found
+        except OSError as error:
+            if found.expired():
+                raise
+            _log.warning("%s cannot be renewed, and expires %s: %s", found.path, found.not_after.date(), error)
+            return found
     return load_identity(name)
 
 
@@ -150,12 +162,14 @@ def renew(name_or_path: str | os.PathLike[str] = DEFAULT, *, days: float = DAYS)
     to issue it again. Servers that we have paired with know the old certificate, and have to be paired with again.
 
     Raises:
-        ValueError: it is not self-signed. Other errors as :func:`load_identity`.
+        ValueError: it is not self-signed, or an authority. Other errors as :func:`load_identity`.
     """
     found = load_identity(name_or_path)
-    if not found.self_signed:
+    key, chain = _read(found.path, found.name)
+    if not x.issued_by(chain[0], chain[0]):
         raise ValueError(f"{found.name!r} was issued by {found.issuer!r}, who has to issue it again")
-    key, _ = x.read_pem(found.path, read_secret(found.path))
+    if x.is_authority(chain[0]):
+        raise ValueError(f"{found.path} is an authority, not an identity")
     made = x.make_certificate(key, found.subject, days=days, hosts=found.hosts)
     write_file(found.path, x.key_pem(key) + x.pem(made), secret=True)
     return _described(found.name, found.path, made)
@@ -171,7 +185,7 @@ def own_hosts() -> tuple[str, ...]:
     names = ["localhost", "127.0.0.1", "::1"]
     name = socket.gethostname()
     try:
-        x._host(name)
+        x.host_name(name)
     except ValueError:
         return tuple(names)
     return tuple(dict.fromkeys([*names, name]))
@@ -193,6 +207,6 @@ def _described(name: str, path: Path, certificate: x.Certificate) -> Identity:
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
         certificate.serial_number,
-        certificate.subject == certificate.issuer,
+        x.issued_by(certificate, certificate),
         der,
     )

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whom we have met: pins of servers by where they are, certificates of clients that have paired."""
 
-import contextlib
+import ipaddress
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .folder import config_folder, make_folder, write_file
-from .pins import check_pin
+import attrs
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .folder import config_folder, locked, write_file
+from .pins import check_pin, pin_of, same_pin
 
-_HEAD: Final = "# HOST:PORT and the pin of the server there, a line each; written by `rpcflow pair`.\n"
+_HEAD: Final = "# HOST:PORT and the pin of the server there, a line each; written by `rpcflow pair`."
+_PLACE: Final = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+):([0-9]{1,5})")
+_HOST: Final = re.compile(r"[^\s#\[\]/?@]+")
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9_.@-]+")
 
 
@@ -34,59 +32,110 @@ class KnownHosts:
         """The pin of the server there; None where we do not know it.
 
         Raises:
-            ValueError: the file makes no sense.
+            ValueError: the file makes no sense, or that is no host and port.
+            OSError: it cannot be read.
         """
         return self.read().get(_place(host, port))
 
     def read(self) -> dict[str, str]:
         """All of them, by ``host:port``. Errors as :meth:`lookup`."""
+        return self._parse(self._lines())
+
+    def add(self, host: str, port: int, pin: str) -> None:
+        """From now on this is the server there, in the place of another we knew. Errors as :meth:`lookup`."""
+        place, pin = _place(host, port), check_pin(pin)
+        with locked(self.path):
+            lines = self._lines() or [_HEAD.encode()]
+            known = self._parse(lines)
+            if known.get(place) != pin:
+                self._write([*self._without(lines, place), f"{place} {pin}".encode()])
+
+    def remove(self, host: str, port: int) -> bool:
+        """Forget the server there; whether we knew one. Errors as :meth:`lookup`."""
+        place = _place(host, port)
+        if place not in self.read():
+            return False
+        with locked(self.path):
+            lines = self._lines()
+            found = place in self._parse(lines)
+            if found:
+                self._write(self._without(lines, place))
+            return found
+
+    def _lines(self) -> list[bytes]:
         try:
-            text = self.path.read_bytes().decode()
+            data = self.path.read_bytes()
         except FileNotFoundError:
-            return {}
-        except UnicodeDecodeError:
-            raise ValueError(f"{self.path} is not text") from None
-        found = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            words = line.split()
-            if not words or words[0].startswith("#"):
-                continue
-            if len(words) != 2 or ":" not in words[0]:
-                raise ValueError(f"{self.path}, line {number}: it is HOST:PORT and a pin")
+            return []
+        return data.removesuffix(b"\n").split(b"\n") if data else []
+
+    def _write(self, lines: list[bytes]) -> None:
+        write_file(self.path, b"".join(line + b"\n" for line in lines))
+
+    def _parse(self, lines: list[bytes]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for number, line in enumerate(lines, 1):
             try:
-                found[words[0]] = check_pin(words[1])
+                entry = _entry(line)
+                if entry is None:
+                    continue
+                place, pin = entry
+                if found.setdefault(place, pin) != pin:
+                    raise ValueError(f"another line has another pin for {place}")
             except ValueError as error:
                 raise ValueError(f"{self.path}, line {number}: {error}") from None
         return found
 
-    def add(self, host: str, port: int, pin: str) -> None:
-        """From now on this is the server there, in the place of another we knew."""
-        with self._changed() as known:
-            known[_place(host, port)] = check_pin(pin)
+    @staticmethod
+    def _without(lines: list[bytes], place: str) -> list[bytes]:
+        """All lines but those of one place: people's own remarks stay."""
+        return [line for line in lines if (entry := _entry(line)) is None or entry[0] != place]
 
-    def remove(self, host: str, port: int) -> bool:
-        """Forget the server there; whether we knew one."""
-        with self._changed() as known:
-            return known.pop(_place(host, port), None) is not None
 
-    @contextlib.contextmanager
-    def _changed(self) -> Iterator[dict[str, str]]:
-        """Everything, to be changed; nobody else changes it meanwhile."""
-        make_folder(self.path.parent)
-        with open(f"{self.path}.lock", "a") as lock:
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            known = self.read()
-            yield known
-            lines = "".join(f"{place} {pin}\n" for place, pin in known.items())
-            write_file(self.path, (_HEAD + lines).encode())
+def _entry(line: bytes) -> tuple[str, str] | None:
+    """What a line says; None for nothing.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    words = line.split()
+    if not words or words[0].startswith(b"#"):
+        return None
+    try:
+        place, pin = (word.decode() for word in words)
+    except ValueError:  # not two, or not text
+        raise ValueError("it is not HOST:PORT and a pin") from None
+    match = _PLACE.fullmatch(place)
+    if match is None:
+        raise ValueError(f"{place!r} is not HOST:PORT")
+    return _place(match[1], int(match[2])), check_pin(pin)
 
 
 def _place(host: str, port: int) -> str:
     host = host.removeprefix("[").removesuffix("]").lower()
-    if not host or len(host.split()) != 1 or host.startswith("#"):
-        raise ValueError(f"{host!r} is not a host")
+    try:
+        host = str(ipaddress.ip_address(host))
+    except ValueError:
+        if ":" in host or not _HOST.fullmatch(host):
+            raise ValueError(f"{host!r} is not a host") from None
+    if not 0 < port < 1 << 16:
+        raise ValueError(f"{port} is not a port")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@attrs.frozen
+class KnownClient:
+    """A client that has paired.
+
+    Args:
+        name: what it is known as.
+        pin: of its key.
+        certificate: in PEM.
+    """
+
+    name: str
+    pin: str
+    certificate: bytes = attrs.field(repr=False)
 
 
 class KnownClients:
@@ -106,11 +155,14 @@ class KnownClients:
             The name it is kept under: ``name`` as far as it can be one, with a number if another has that.
 
         Raises:
-            ValueError: that is no certificate.
+            ValueError: that is no certificate, or one whose key could vouch for others.
+            OSError: it cannot be written.
         """
-        from .certificates import read_certificate
+        from . import certificates as x
 
-        made = read_certificate(certificate)
+        made = x.read_certificate(certificate)
+        if x.is_authority(x.read_one(made)):
+            raise ValueError("that is the certificate of an authority, not of a client")
         plain = _UNFIT.sub("-", name).strip("-.")[:48] or "client"
         for number in range(1, 1000):
             fit = plain if number == 1 else f"{plain}-{number}"
@@ -128,21 +180,58 @@ class KnownClients:
         """All of them, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.crt"))
 
+    def load(self, name: str) -> KnownClient:
+        """A client.
+
+        Raises:
+            FileNotFoundError: there is no such client.
+            ValueError: its file holds no certificate.
+        """
+        from . import certificates as x
+
+        path = self._path(name)
+        try:
+            made = x.read_certificate(path.read_bytes())
+            return KnownClient(name, pin_of(x.der(x.read_one(made))), made)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
     def certificate(self, name: str) -> bytes:
-        """A client's certificate, PEM.
+        """A client's certificate, PEM. Errors as :meth:`load`."""
+        return self.load(name).certificate
+
+    def all(self) -> list[KnownClient]:
+        """All of them, sorted by name. Errors as :meth:`load`."""
+        return [self.load(name) for name in self.names()]
+
+    def certificates(self) -> list[bytes]:
+        """Their certificates, PEM. Errors as :meth:`load`."""
+        return [client.certificate for client in self.all()]
+
+    def remove(self, name: str) -> list[str]:
+        """A client that is not let in any more, by whatever name it has paired.
+
+        Returns:
+            All names it was known as.
 
         Raises:
             FileNotFoundError: there is no such client.
+            OSError: its file cannot be removed.
         """
-        return self._path(name).read_bytes()
+        path = self._path(name)
+        pins = {one: self._pin(one) for one in self.names()}
+        also = [one for one, pin in pins.items() if one != name and pin and same_pin(pin, pins[name])]
+        for one in also:
+            (self.folder / f"{one}.crt").unlink(missing_ok=True)
+        path.unlink()
+        return sorted([name, *also])
 
-    def remove(self, name: str) -> None:
-        """A client that is not let in any more.
-
-        Raises:
-            FileNotFoundError: there is no such client.
-        """
-        self._path(name).unlink()
+    def _pin(self, name: str) -> str:
+        """Its pin; empty where the file makes no sense, for it can be removed nevertheless."""
+        try:
+            return self.load(name).pin
+        except (OSError, ValueError):
+            return ""
 
     def _path(self, name: str) -> Path:
         if name not in self.names():
