@@ -188,6 +188,16 @@ def is_authority(certificate: x509.Certificate) -> bool:
         return False
 
 
+def valid_now(data: bytes) -> str:
+    """What is wrong with the time of a certificate (DER); empty where nothing is."""
+    made = x509.load_der_x509_certificate(data)
+    if now() > made.not_valid_after_utc:
+        return f"has expired on {made.not_valid_after_utc:%Y-%m-%d}"
+    if now() < made.not_valid_before_utc:
+        return f"is not valid before {made.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; is a clock wrong?"
+    return ""
+
+
 def key_pem(key: Key) -> bytes:
     """A private key as PEM (PKCS #8)."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -9,7 +9,7 @@ import anyio.lowlevel
 from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.values import Part
 
-from .async_sockets import AsyncSocketChannel
+from .base import AsyncChannel
 from .websocket import RECEIVE_NBYTES, WebSocketStream
 from .ws import send_urgent
 
@@ -22,7 +22,7 @@ class AsyncWebSocketChannel:
         stream: its handshake is done.
     """
 
-    def __init__(self, line: AsyncSocketChannel, stream: WebSocketStream) -> None:
+    def __init__(self, line: AsyncChannel, stream: WebSocketStream) -> None:
         self._line = line
         self._stream = stream
         self._whole = True
@@ -30,9 +30,9 @@ class AsyncWebSocketChannel:
         self._buffer = memoryview(bytearray(RECEIVE_NBYTES))
 
     @property
-    def socket(self) -> socket.socket:
-        """The line's."""
-        return self._line.socket
+    def socket(self) -> "socket.socket | None":
+        """The line's, if it has one."""
+        return getattr(self._line, "socket", None)
 
     async def send(self, parts: Sequence[Part]) -> None:
         self._check_open()
@@ -70,7 +70,7 @@ class AsyncWebSocketChannel:
 
     def _flush(self) -> None:
         if self._stream.urgent and self._whole:
-            send_urgent(self._line.socket, self._stream)
+            send_urgent(self._line, self._stream)
 
     def _check_open(self) -> None:
         if not self._open:

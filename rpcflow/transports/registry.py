@@ -12,8 +12,10 @@ _OWN: Final = {
     "popen": "rpcflow.transports.popen",
     "serial": "rpcflow.transports.serial",
     "tcp": "rpcflow.transports.tcp",
+    "tls": "rpcflow.transports.tls",
     "unix": "rpcflow.transports.unix",
     "ws": "rpcflow.transports.ws",
+    "wss": "rpcflow.transports.wss",
 }
 """Our own are found without looking through the metadata of all installed packages, which takes milliseconds."""
 

@@ -6,7 +6,7 @@ import select
 import socket
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.values import FilePayload, Part
@@ -178,6 +178,30 @@ class BlockingSocketChannel:
 
     def _wait(self, event: int, deadline: float | None) -> None:
         wait_for(self.socket, event, float("inf") if deadline is None else deadline)
+
+
+class _HasSocket(Protocol):
+    socket: socket.socket
+
+    def close(self) -> None: ...
+
+
+Channel = TypeVar("Channel", bound=_HasSocket)
+
+
+def send_first(channel: Channel, data: bytes) -> Channel:
+    """Put a few bytes on a line that is new, whose buffers are empty: there is no waiting for that.
+
+    Raises:
+        ConnectionLostError: it is gone already; it is closed then.
+    """
+    try:
+        if data and channel.socket.send(data, NOSIGNAL) != len(data):
+            raise OSError("it takes nothing")
+    except OSError as error:
+        channel.close()
+        raise lost(error) from error
+    return channel
 
 
 def end_sending(channel: Any) -> None:

@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from . import connecting
-from .sockets import BlockingSocketChannel, tune
+from .credentials import credentials
+from .sockets import BlockingSocketChannel, send_first, tune
 from .url import Url
 
 if TYPE_CHECKING:
@@ -21,17 +22,19 @@ class TcpTransport:
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncSocketChannel":
         from .async_sockets import AsyncSocketChannel  # not needed by blocking programs and workers
 
+        first = credentials(url)
         sock = await connecting.connect(await connecting.resolve(_host(url), url.port), str(url))
         tune(sock)
-        return AsyncSocketChannel(sock, poll)
+        return send_first(AsyncSocketChannel(sock, poll), first)
 
     def connect_blocking(
         self, url: Url, *, deadline: float | None = None, poll: bool | None = None
     ) -> BlockingSocketChannel:
+        first = credentials(url)
         addresses = connecting.resolve_blocking(_host(url), url.port)
         sock = connecting.connect_blocking(addresses, str(url), deadline)
         tune(sock)
-        return BlockingSocketChannel(sock, poll)
+        return send_first(BlockingSocketChannel(sock, poll), first)
 
 
 transport: Final = TcpTransport()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from rpcflow.errors import ConnectionLostError
 
 from . import connecting
-from .sockets import BlockingSocketChannel
+from .credentials import credentials
+from .sockets import BlockingSocketChannel, send_first
 from .url import Url
 
 if TYPE_CHECKING:
@@ -23,12 +24,15 @@ class UnixTransport:
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncSocketChannel":
         from .async_sockets import AsyncSocketChannel  # not needed by blocking programs and workers
 
-        return AsyncSocketChannel(await connecting.connect([_address(url)], str(url)), poll)
+        first = credentials(url)
+        return send_first(AsyncSocketChannel(await connecting.connect([_address(url)], str(url)), poll), first)
 
     def connect_blocking(
         self, url: Url, *, deadline: float | None = None, poll: bool | None = None
     ) -> BlockingSocketChannel:
-        return BlockingSocketChannel(connecting.connect_blocking([_address(url)], str(url), deadline), poll)
+        first = credentials(url)
+        sock = connecting.connect_blocking([_address(url)], str(url), deadline)
+        return send_first(BlockingSocketChannel(sock, poll), first)
 
 
 transport: Final = UnixTransport()

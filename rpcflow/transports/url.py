@@ -23,6 +23,8 @@ class Url:
         port: 0 where the scheme has none.
         path: of a socket, program or device; empty where the scheme has none.
         query: what stands behind the question mark.
+        token: the bearer token to show there; never part of what an address looks like.
+        proxy_key: the key to ask a proxy for that stands at this address in a server's place.
     """
 
     scheme: str
@@ -30,6 +32,8 @@ class Url:
     port: int = 0
     path: str = ""
     query: tuple[tuple[str, str], ...] = ()
+    token: str | None = attrs.field(default=None, repr=False)
+    proxy_key: str | None = attrs.field(default=None, repr=False)
 
     @classmethod
     def parse(cls, url: str, port: int | None = None, default_port: int = DEFAULT_PORT) -> "Url":
@@ -76,7 +80,7 @@ class Url:
         if self.scheme == "unix":
             return f"unix://{self.path}" if self.path.startswith("/") else f"unix:{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        query = f"?{urlencode(self.query)}" if self.query else ""
+        query = f"?{urlencode(self.query, safe=':/')}" if self.query else ""
         slashes = "//" if host or self.path.startswith("/") else ""
         return f"{self.scheme}:{slashes}{f'{host}:{self.port}' if host else ''}{self.path}{query}"
 

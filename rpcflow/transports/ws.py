@@ -6,19 +6,22 @@ Needs the packages of ``rpcflow[web]``, which are imported when the first connec
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rpcflow.errors import ConnectionLostError
 from rpcflow.protocol.values import Part
 
-from .sockets import DONTWAIT, NOSIGNAL, BlockingSocketChannel
+from .base import BlockingChannel
+from .credentials import credentials
+from .sockets import DONTWAIT, NOSIGNAL
 from .tcp import TcpTransport
 from .url import Url
 
 if TYPE_CHECKING:
     from .async_ws import AsyncWebSocketChannel
+    from .base import AsyncChannel
     from .websocket import WebSocketStream
 
 _HANDSHAKE_NBYTES: Final = 4096
@@ -37,7 +40,8 @@ class WsTransport:
         from .websocket import WebSocketStream
 
         stream, first = WebSocketStream.connecting(url)
-        line = await _tcp.connect(url, poll=poll)
+        token = credentials(url)
+        line = await self._connect(url, poll)
         try:
             await line.send([first])
             buffer = memoryview(bytearray(_HANDSHAKE_NBYTES))
@@ -46,7 +50,10 @@ class WsTransport:
         except BaseException:
             line.close()
             raise
-        return AsyncWebSocketChannel(line, stream)
+        channel = AsyncWebSocketChannel(line, stream)
+        if token:
+            await _or_close(channel, channel.send([token]))
+        return channel
 
     def connect_blocking(
         self, url: Url, *, deadline: float | None = None, poll: bool | None = None
@@ -54,7 +61,8 @@ class WsTransport:
         from .websocket import WebSocketStream
 
         stream, first = WebSocketStream.connecting(url)
-        line = _tcp.connect_blocking(url, deadline=deadline, poll=poll)
+        token = credentials(url)
+        line = self._connect_blocking(url, deadline, poll)
         try:
             line.send([first], deadline)
             buffer = memoryview(bytearray(_HANDSHAKE_NBYTES))
@@ -63,17 +71,48 @@ class WsTransport:
         except BaseException:
             line.close()
             raise
-        return BlockingWebSocketChannel(line, stream)
+        channel = BlockingWebSocketChannel(line, stream)
+        if token:
+            try:
+                channel.send([token], deadline)
+            except BaseException:
+                channel.close()
+                raise
+        return channel
+
+    async def _connect(self, url: Url, poll: bool | None) -> "AsyncChannel":
+        return await _tcp.connect(_line_url(url), poll=poll)
+
+    def _connect_blocking(self, url: Url, deadline: float | None, poll: bool | None) -> BlockingChannel:
+        return _tcp.connect_blocking(_line_url(url), deadline=deadline, poll=poll)
 
 
 transport: Final = WsTransport()
 
 
-def send_urgent(sock: socket.socket, stream: "WebSocketStream") -> None:
+def _line_url(url: Url) -> Url:
+    """The line below: what the address says beyond that is not for it."""
+    return Url("tcp", url.host, url.port)
+
+
+async def _or_close(channel: "AsyncWebSocketChannel", sending: Awaitable[None]) -> None:
+    try:
+        await sending
+    except BaseException:
+        channel.close()
+        raise
+
+
+def send_urgent(line: Any, stream: "WebSocketStream") -> None:
     """Send control frames as far as they can be sent without waiting; only between two messages of ours."""
+    say = getattr(line, "say", None)
+    if say is not None:  # what is below is no bare socket
+        say(bytes(stream.urgent))
+        stream.urgent.clear()
+        return
     try:
         while stream.urgent:
-            del stream.urgent[: sock.send(stream.urgent, DONTWAIT | NOSIGNAL)]
+            del stream.urgent[: line.socket.send(stream.urgent, DONTWAIT | NOSIGNAL)]
     except OSError:
         pass  # full, or gone: whoever reads or writes next finds out
 
@@ -86,7 +125,7 @@ class BlockingWebSocketChannel:
         stream: its handshake is done.
     """
 
-    def __init__(self, line: BlockingSocketChannel, stream: "WebSocketStream") -> None:
+    def __init__(self, line: BlockingChannel, stream: "WebSocketStream") -> None:
         self._line = line
         self._stream = stream
         self._sending = threading.Lock()
@@ -95,9 +134,9 @@ class BlockingWebSocketChannel:
         self._buffer = memoryview(bytearray(1 << 16))
 
     @property
-    def socket(self) -> socket.socket:
-        """The line's."""
-        return self._line.socket
+    def socket(self) -> "socket.socket | None":
+        """The line's, if it has one."""
+        return getattr(self._line, "socket", None)
 
     def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
         self._check_open()
@@ -140,7 +179,7 @@ class BlockingWebSocketChannel:
         if self._stream.urgent and self._sending.acquire(blocking=False):
             try:
                 if self._whole and DONTWAIT:
-                    send_urgent(self._line.socket, self._stream)
+                    send_urgent(self._line, self._stream)
             finally:
                 self._sending.release()
 
