@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both event loops; random tests say nothing about time."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -12,3 +16,19 @@ settings.load_profile("rpcflow")
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder that is not there yet."""
+    folder = tmp_path / "config"
+    monkeypatch.setenv("RPCFLOW_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """What is made has all the rights that it was made with."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
