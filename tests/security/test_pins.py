@@ -60,7 +60,15 @@ def test_as_people_write_it(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", DIGITS, f"sha1:{DIGITS}", f"sha256:{DIGITS[:-1]}", f"sha256:{DIGITS}0", f"sha256: {DIGITS}", "sha256:" + "g" * 64]
+    [
+        "",
+        DIGITS,
+        f"sha1:{DIGITS}",
+        f"sha256:{DIGITS[:-1]}",
+        f"sha256:{DIGITS}0",
+        f"sha256: {DIGITS}",
+        "sha256:" + "g" * 64,
+    ]
     + ["sha256:" + "\N{FULLWIDTH DIGIT ONE}" * 64, f"sha256:{DIGITS}\nsha256:{DIGITS}"],
 )
 def test_what_is_none(text: str) -> None:
