@@ -2,6 +2,7 @@
 """Sessions by way of a tracker, for trio, and by anyio for asyncio."""
 
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
@@ -13,11 +14,12 @@ from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.session.client import ClientMachine
 from rpcflow.tracker import questions
 from rpcflow.tracker.link import TrackerLink
-from rpcflow.transports import AsyncChannel, find_meeting_transport, find_transport
+from rpcflow.transports import AsyncChannel, check_url, find_meeting_transport, find_transport
 from rpcflow.transports.greeting import greet_async
 from rpcflow.transports.url import tracker_url
 
 from .connection import Connection
+from .credentials import Credentials
 from .session import Session, SessionContext, initialize
 from .tracking import (
     ANSWER_SECONDS,
@@ -44,6 +46,12 @@ class TrackerSession:
 
     Args:
         addr: ``(host, port)``, a URL, or ``host:port``; 9190 is the port where there is none.
+        token: bearer token, sent first, to the tracker and to servers that it gives us, inside TLS or on lines that do
+            not leave this machine.
+        pin, ca: whom to trust, for ``tls:`` and ``wss:``: the pin of the other end's key, or a file with authorities
+            (or the name of one of ours). By default the pin known from pairing, or else the system's authorities.
+        identity: name or file of the key and certificate to show if asked; "" for none. By default the identity
+            ``default``, if there is one.
 
     Raises:
         ValueError: that is no address.
@@ -51,8 +59,17 @@ class TrackerSession:
         ProtocolError: who answers is no tracker (on entering the block).
     """
 
-    def __init__(self, addr: Any) -> None:
-        self._url = tracker_url(addr)
+    def __init__(
+        self,
+        addr: Any,
+        *,
+        token: str | None = None,
+        pin: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        identity: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._credentials = Credentials(token, pin, ca, identity)
+        self._url = check_url(self._credentials.on(tracker_url(addr)))
         find_meeting_transport(self._url.scheme)
         self._link: TrackerLink | None = None
         self._lock = anyio.Lock()
@@ -173,9 +190,11 @@ class TrackerSession:
         """Ask on a line of its own: it may take for ever, and closing it takes the request back."""
         link = await TrackerLink.connect(self._url)
         try:
-            return questions.read_grant(await link.call(wanted.message, GIVE_BACK_SECONDS))
+            grant = self._credentials.granted(questions.read_grant(await link.call(wanted.message, GIVE_BACK_SECONDS)))
+            assert grant is not None
+            return grant
         except BaseException:
-            await _give_back(late_grant(link.late_answer))  # it came as we turned to go
+            await _give_back(self._credentials.granted(late_grant(link.late_answer)))  # it came as we turned to go
             raise
         finally:
             link.close()
@@ -261,15 +280,24 @@ async def _give_back(grant: questions.Grant | None) -> None:
             pass  # it is gone, or has been used: there is nothing to give back
 
 
-def connect_tracker(url: str, port: int | None = None) -> TrackerSession:
+def connect_tracker(
+    url: str,
+    port: int | None = None,
+    *,
+    token: str | None = None,
+    pin: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+    identity: str | os.PathLike[str] | None = None,
+) -> TrackerSession:
     """A tracker, for ``async with``.
 
     Args:
         url: host or address, or a whole URL (``tcp://host:port``).
         port: where ``url`` has none; 9190 by default.
+        token, pin, ca, identity: as for :class:`TrackerSession`.
 
     Raises:
         ValueError: that is no address.
         ConnectionLostError, ProtocolError: no tracker answers there (on entering the block).
     """
-    return TrackerSession(url if port is None else (url, port))
+    return TrackerSession(url if port is None else (url, port), token=token, pin=pin, ca=ca, identity=identity)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from rpcflow.client.core import Operation
+from rpcflow.client.credentials import Credentials
 from rpcflow.client.options import checked_options, constructor_arguments, firmware_path, greets
 from rpcflow.errors import CallTimeoutError, WaitTimeoutError
 from rpcflow.session.client import ClientMachine
-from rpcflow.transports import BlockingChannel, find_transport
+from rpcflow.transports import BlockingChannel, check_url, find_transport
 from rpcflow.transports.greeting import greet
 
 from .connection import Connection
@@ -29,11 +30,15 @@ def connect(
     call_timeout: float | None = None,
     poll: bool | None = None,
     firmware: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+    pin: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+    identity: str | os.PathLike[str] | None = None,
 ) -> RPCSession:
     """A session with a server.
 
     Args:
-        url: host or address, or a whole URL (``tcp://host:port``, ``unix:///path``, ``popen:///path/to/program``).
+        url: host or address, or a whole URL (``tcp://host:port``, ``tls://host:port``, ``unix:///path`` ...).
         port: where ``url`` has none; 9091 by default.
         key: what the server answers to.
         session_timeout: seconds from when the server starts serving until it ends the session; 0 for none.
@@ -46,6 +51,11 @@ def connect(
         poll: None polls adaptively before sleeping; False never does.
         firmware: path of the ELF file of what a device without Python runs; it lets
             :meth:`RPCSession.load_module` link modules for it. In a ``serial:`` address, ``?firmware=`` says the same.
+        token: bearer token, sent first, inside TLS or on lines that do not leave this machine.
+        pin, ca: whom to trust, for ``tls:`` and ``wss:``: the pin of the other end's key, or a file with authorities
+            (or the name of one of ours). By default the pin known from pairing, or else the system's authorities.
+        identity: name or file of the key and certificate to show if asked; "" for none. By default the identity
+            ``default``, if there is one.
 
     Raises:
         ValueError: an argument that cannot be.
@@ -53,9 +63,12 @@ def connect(
         ConnectionLostError: nobody answers.
         WaitTimeoutError: the server stayed busy.
         KeyMismatchError: it answers to another key.
+        AuthenticationError: the other end is not who it should be, or does not know us.
+        PermissionDeniedError: it knows us, and does not let us do that.
         RemoteError: it refused the session constructor.
     """
     address, key_text = checked_options(url, port, key, session_timeout, wait_timeout, call_timeout)
+    address = check_url(Credentials(token, pin, ca, identity).on(address, key))
     elf = firmware_path(address, firmware)
     transport = find_transport(address.scheme)
     deadline = None if wait_timeout is None else time.monotonic() + wait_timeout

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from rpcflow.client.credentials import Credentials
 from rpcflow.client.tracking import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,
@@ -34,7 +35,7 @@ from rpcflow.errors import (
 from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.session.client import ClientMachine
 from rpcflow.tracker import questions
-from rpcflow.transports import BlockingChannel, find_transport
+from rpcflow.transports import BlockingChannel, check_url, find_transport
 from rpcflow.transports.greeting import greet
 from rpcflow.transports.url import tracker_url
 
@@ -54,6 +55,12 @@ class TrackerSession:
 
     Args:
         addr: ``(host, port)``, a URL, or ``host:port``; 9190 is the port where there is none.
+        token: bearer token, sent first, to the tracker and to servers that it gives us, inside TLS or on lines that do
+            not leave this machine.
+        pin, ca: whom to trust, for ``tls:`` and ``wss:``: the pin of the other end's key, or a file with authorities
+            (or the name of one of ours). By default the pin known from pairing, or else the system's authorities.
+        identity: name or file of the key and certificate to show if asked; "" for none. By default the identity
+            ``default``, if there is one.
 
     Raises:
         ValueError: that is no address.
@@ -61,8 +68,17 @@ class TrackerSession:
         ProtocolError: who answers is no tracker.
     """
 
-    def __init__(self, addr: Any) -> None:
-        self._url = tracker_url(addr)
+    def __init__(
+        self,
+        addr: Any,
+        *,
+        token: str | None = None,
+        pin: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        identity: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._credentials = Credentials(token, pin, ca, identity)
+        self._url = check_url(self._credentials.on(tracker_url(addr)))
         self._lock = threading.Lock()
         self._links: weakref.WeakSet[BlockingTrackerLink] = weakref.WeakSet()
         self._open = True
@@ -202,9 +218,13 @@ class TrackerSession:
         """Ask on a line of its own: it may take for ever, and closing it takes the request back."""
         link = self._connect(deadline)
         try:
-            return questions.read_grant(link.call(wanted.message, deadline, GIVE_BACK_SECONDS))
+            grant = self._credentials.granted(
+                questions.read_grant(link.call(wanted.message, deadline, GIVE_BACK_SECONDS))
+            )
+            assert grant is not None
+            return grant
         except BaseException:
-            _give_back(late_grant(link.late_answer))  # it came as we turned to go
+            _give_back(self._credentials.granted(late_grant(link.late_answer)))  # it came as we turned to go
             raise
         finally:
             link.close()
@@ -287,15 +307,24 @@ def _give_back(grant: questions.Grant | None) -> None:
         pass  # it is gone, or has been used: there is nothing to give back
 
 
-def connect_tracker(url: str, port: int | None = None) -> TrackerSession:
+def connect_tracker(
+    url: str,
+    port: int | None = None,
+    *,
+    token: str | None = None,
+    pin: str | None = None,
+    ca: str | os.PathLike[str] | None = None,
+    identity: str | os.PathLike[str] | None = None,
+) -> TrackerSession:
     """A tracker.
 
     Args:
         url: host or address, or a whole URL (``tcp://host:port``).
         port: where ``url`` has none; 9190 by default.
+        token, pin, ca, identity: as for :class:`TrackerSession`.
 
     Raises:
         ValueError: that is no address.
         ConnectionLostError, ProtocolError: no tracker answers there.
     """
-    return TrackerSession(url if port is None else (url, port))
+    return TrackerSession(url if port is None else (url, port), token=token, pin=pin, ca=ca, identity=identity)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is asked of a tracker, and what its answers mean; pure. Section 10 of the wire notes is the specification."""
 
+import re
 from collections import Counter
 from typing import Any, Final
 
@@ -14,6 +15,11 @@ from rpcflow.transports import Url
 CONNECT_SECONDS: Final = 30.0
 """A tracker that takes longer to accept and to answer our magic is none."""
 RECEIVE_NBYTES: Final = 1 << 16
+_SECURE_HOST: Final = re.compile(
+    r"tls://(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[\w.-]+))\?"
+    r"(?:proxy=(?P<proxy>plain|sha256:[0-9a-f]{64})&)?pin=(?P<pin>sha256:[0-9a-f]{64})",
+    re.ASCII,
+)
 SUMMARY: Final = [TrackerCode.SUMMARY.value]
 PENDING: Final = [TrackerCode.GET_PENDING_MATCHKEYS.value]
 
@@ -81,8 +87,8 @@ def read_pending(answer: Any) -> frozenset[str]:
 
 
 def read_grant(answer: Any) -> Grant:
-    """The server in the answer to :func:`request`. Whatever the tracker calls its host is only ever a host: never a
-    URL, with which a tracker could make us start a program.
+    """The server in the answer to :func:`request`. Whatever the tracker calls its host is only ever a host, or what
+    :func:`secure_host` makes of one: never another URL, with which a tracker could make us start a program.
 
     Raises:
         ConnectionLostError: there is one that nobody can reach: its owner told the tracker nonsense.
@@ -95,6 +101,9 @@ def read_grant(answer: Any) -> Grant:
                 check_key(key)
             except ValueError as error:
                 raise ConnectionLostError(f"the tracker named a server with an impossible key: {error}") from None
+            if (secure := _SECURE_HOST.fullmatch(host)) is not None:
+                query = [(name, secure[name]) for name in ("proxy", "pin") if secure[name]]
+                return Grant(Url("tls", secure["six"] or secure["host"], port, query=tuple(query)), key)
             return Grant(Url("tcp", host.removeprefix("[").removesuffix("]"), port), key)
         case [0, [_, _, _]]:
             raise ConnectionLostError(f"the tracker named a server that cannot be: {_short(answer)}")

@@ -2,7 +2,7 @@
 """Bytes in order, or a clean failure: how two ends reach each other, one file a scheme."""
 
 from .base import AsyncChannel, BlockingChannel, Transport
-from .registry import check_transport, find_meeting_transport, find_transport
+from .registry import check_transport, check_url, find_meeting_transport, find_transport
 from .url import Url
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Transport",
     "Url",
     "check_transport",
+    "check_url",
     "find_meeting_transport",
     "find_transport",
 ]

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from typing import Final, cast
 
 from .base import Transport
+from .url import Url
 
 _GROUP: Final = "rpcflow.transports"
 _OWN: Final = {
@@ -57,3 +58,15 @@ def check_transport(scheme: str) -> None:
     check = getattr(find_meeting_transport(scheme), "check", None)
     if check is not None:
         check()
+
+
+def check_url(url: Url) -> Url:
+    """The same address, if its transport can make sense of it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    check = getattr(find_transport(url.scheme), "check_url", None)
+    if check is not None:
+        check(url)
+    return url

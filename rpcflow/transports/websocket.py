@@ -190,7 +190,9 @@ def target(url: Url) -> str:
     from urllib.parse import quote, urlencode
 
     path = quote(url.path or "/ws", safe="/%:@!$&'()*+,;=~")
-    return f"{path}?{urlencode(url.query)}" if url.query else path
+    # What is about the line itself is not for the other end.
+    query = () if url.scheme == "wss" else tuple(pair for pair in url.query if pair[0] != "token_file")
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _chunks(part: Part) -> Iterator[memoryview | bytes]:

@@ -14,7 +14,8 @@ from rpcflow import sync
 
 CONNECT = (
     "(url, port=None, key='', session_timeout=0, session_constructor_args=None, enable_logging=False, *, "
-    "wait_timeout=None, call_timeout=None, poll=None, firmware=None)"
+    "wait_timeout=None, call_timeout=None, poll=None, firmware=None, "
+    "token=None, pin=None, ca=None, identity=None)"
 )
 TIME_EVALUATOR = (
     "(self, func_name, dev, number=10, repeat=1, min_repeat_ms=0, limit_zero_time_iterations=100, "
@@ -58,9 +59,9 @@ def signature(function: Any) -> str:
             (f"{module}{name}", expected)
             for module in ("", "sync.")
             for name, expected in [
-                ("connect_tracker", "(url, port=None)"),
+                ("connect_tracker", "(url, port=None, *, token=None, pin=None, ca=None, identity=None)"),
                 ("with_minrpc", "(compile_func, server='posix_popen_server', runtime='libtvm')"),
-                ("TrackerSession", "(addr)"),
+                ("TrackerSession", "(addr, *, token=None, pin=None, ca=None, identity=None)"),
                 ("TrackerSession.request", REQUEST),
                 ("TrackerSession.request_and_run", "(self, key, func, priority=1, session_timeout=0, max_retry=2)"),
                 ("TrackerSession.summary", "(self)"),
