@@ -162,7 +162,9 @@ class Gate:
                     self._accept(listeners[fd])
                 elif fd in self._by_fd:
                     side, line = self._by_fd[fd]
-                    if line.carried is None:
+                    if line in self._ending and line.carried is None:
+                        self._drain(line)
+                    elif line.carried is None:
                         self._queue(line)
                     else:
                         before = ready.get(line.number, (0, 0))
@@ -306,7 +308,29 @@ class Gate:
             self._tell({"broken": -line.number, "why": why})
         if why:
             self._log.info("handshake", "%s: %s", line.name, why)
-        self._remove(line)
+        try:
+            line.tls.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._remove(line)  # it has gone
+            return
+        # To close with its bytes unread would reset the line, and our alert with it.
+        self._shaking.pop(line, None)
+        self._ending[line] = time.monotonic() + _LINGER_SECONDS
+        self._listen(line, (select.EPOLLIN, -1))
+        self._drain(line)
+
+    def _drain(self, line: _Line) -> None:
+        """Throw away what comes, until the other end has read our last word and gone."""
+        for _ in range(_ACCEPTS):
+            try:
+                data = socket.socket.recv(line.tls, 65536)  # past the cipher
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._remove(line)
+                return
 
     def _shaken(self, line: _Line) -> None:
         tls = line.tls
