@@ -9,14 +9,20 @@ sees an end of stream; when the plain side ends, the TLS line says goodbye and h
 import select
 import socket
 import ssl
+import time
 from typing import Final
+
+from rpcflow.transports.polling import BUDGET, AdaptivePolling
 
 CARRY_NBYTES: Final = 1 << 18
 """A buffer that keeps up with the cipher: 16 records."""
 SMALL_NBYTES: Final = 1 << 15
+_RECORD_NBYTES: Final = 1 << 14
 _ROUNDS: Final = 4
 """Buffers moved in one direction before the other has its turn."""
 _GONE: Final = getattr(select, "POLLRDHUP", 0)
+_IDLE: Final = (select.POLLIN, select.POLLIN)
+"""What a line wants on which nothing is held."""
 _OFF: Final = select.POLLHUP | select.POLLERR | getattr(select, "POLLNVAL", 0)
 
 
@@ -104,6 +110,31 @@ class Carried:
         self.plain.close()
         self.tls.close()
 
+    def pass_small(self, from_tls: bool) -> bool:
+        """The usual case, quickly: a few bytes that are there and go through whole. False where it is another case, for
+        :meth:`move` to go on with; nothing may be held then."""
+        source, target, buffer = (self.tls, self.plain, self._in) if from_tls else (self.plain, self.tls, self._out)
+        try:
+            count = source.recv_into(buffer)
+        except (OSError, ValueError):
+            return False  # it says so again
+        if not count:
+            return False
+        held: memoryview | None = buffer[:count]
+        try:
+            sent = target.send(buffer[:count])
+            held = None if sent == count else buffer[sent:count]
+        except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        except (OSError, ValueError):
+            self.over = True
+        if from_tls:
+            self._to_plain = held
+            self._more = count >= _RECORD_NBYTES or self.tls.pending() > 0
+        else:
+            self._to_tls = held
+        return held is None and not self._more and not self.over
+
     # ---- from the TLS line
 
     def _take_in(self) -> None:
@@ -119,7 +150,7 @@ class Carried:
                 if self._to_plain is None:
                     self._end_in()
                 return
-            self._more = count == self._nbytes
+            self._more = count == self._nbytes or self.tls.pending() > 0
             if not self._more or self._to_plain is not None:
                 return
 
@@ -132,6 +163,8 @@ class Carried:
                 if not step:
                     return count, True
                 count += step
+                if step < _RECORD_NBYTES and not self.tls.pending():
+                    break  # a short record is the last one, mostly; if not, the next look tells
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLWantWriteError:
@@ -202,27 +235,39 @@ class Carried:
             self.over = True
 
 
-def carry(line: Carried, linger: float, alive: int | None = None) -> None:
+def carry(line: Carried, linger: float, alive: int | None = None, poll: bool | None = None) -> None:
     """Carry one line to its end, in a process of its own.
 
     Args:
         linger: seconds for the other end to read our goodbye.
         alive: a descriptor that becomes readable when there is no reason to go on.
+        poll: None polls adaptively before it sleeps; False never does.
     """
     line.grow(CARRY_NBYTES)
     poller = select.poll()
     if alive is not None:
         poller.register(alive, select.POLLIN)
     tls, plain = line.tls.fileno(), line.plain.fileno()
+    polling = AdaptivePolling(poll)
     registered: tuple[int, int] = (-1, -1)
+    usual = False
     while not line.over:
-        wanted = line.wants()
-        if wanted != registered:
-            _register(poller, tls, registered[0], wanted[0])
-            _register(poller, plain, registered[1], wanted[1])
-            registered = wanted
-        timeout = 0 if line.restless else linger * 1000 if line.ending else None
-        ready = dict(poller.poll(timeout))
+        if not usual:
+            wanted = line.wants()
+            if wanted != registered:
+                _register(poller, tls, registered[0], wanted[0])
+                _register(poller, plain, registered[1], wanted[1])
+                registered = wanted
+        if registered == _IDLE and not line.restless:
+            found = _look(poller, polling) or poller.poll()
+            if len(found) == 1 and found[0][1] == select.POLLIN and found[0][0] != alive:
+                usual = line.pass_small(found[0][0] == tls)
+                if usual:
+                    continue
+        else:
+            found = poller.poll(0 if line.restless else linger * 1000 if line.ending else None)
+        usual = False
+        ready = dict(found)
         if alive in ready or (not ready and line.ending):
             break
         line.move(ready.get(tls, 0), ready.get(plain, 0))
@@ -230,6 +275,22 @@ def carry(line: Carried, linger: float, alive: int | None = None) -> None:
             _register(poller, plain, registered[1], -1)
             registered = (registered[0], -1)
     line.close()
+
+
+def _look(poller: "select.poll", polling: AdaptivePolling) -> list[tuple[int, int]]:
+    """Look for a short while, where that pays, before going to sleep."""
+    if not polling.worthwhile():
+        return []
+    found = poller.poll(0)
+    if found:
+        return found  # it was there already, which says nothing about looking
+    ends = time.perf_counter() + BUDGET
+    while True:
+        found = poller.poll(0)
+        late = time.perf_counter() > ends
+        if late or found:
+            (polling.miss if late else polling.hit)()
+            return found
 
 
 def _register(poller: "select.poll", number: int, before: int, wanted: int) -> None:

@@ -117,6 +117,7 @@ class Door:
         handshake_timeout: seconds until TLS must stand.
         peer_timeout: seconds after which a peer that has vanished without a word is given up.
         user_timeout: whether a peer that reads nothing for so long is given up too.
+        poll: None has sessions' carriers poll adaptively before they sleep; False never.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Door:
         handshake_timeout: float = HANDSHAKE_SECONDS,
         peer_timeout: float = 30.0,
         user_timeout: bool = True,
+        poll: bool | None = False,
     ) -> None:
         self._listeners = listeners
         self._welcome = welcome
@@ -149,6 +151,7 @@ class Door:
                 handshake_timeout,
                 peer_timeout,
                 user_timeout,
+                poll,
                 **attrs.asdict(limits),
             )
 

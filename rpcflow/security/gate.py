@@ -440,7 +440,7 @@ class Gate:
                     os.close(other.tls.detach())
                     if other.carried is not None and other.carried.plain.fileno() >= 0:
                         os.close(other.carried.plain.detach())
-            carry(line.carried, _LINGER_SECONDS, self._alive)
+            carry(line.carried, _LINGER_SECONDS, self._alive, self._config.poll)
             status = 0
         finally:
             os._exit(status)

@@ -18,6 +18,7 @@ class GateConfig:
         listeners: their descriptors, and what is spoken there.
         handshake_timeout, peer_timeout: seconds.
         user_timeout: whether a peer that reads nothing for ``peer_timeout`` is given up too.
+        poll: None has carriers poll adaptively before they sleep; False never.
         most, strangers, per_address, strangers_per_address: how many connections there may be.
     """
 
@@ -26,6 +27,7 @@ class GateConfig:
     handshake_timeout: float
     peer_timeout: float
     user_timeout: bool
+    poll: bool | None
     most: int
     strangers: int
     per_address: int

@@ -210,6 +210,7 @@ class Server:
                 tls=self._protection.tls,
                 handshake_timeout=self._handshake_timeout,
                 peer_timeout=self._peer_timeout,
+                poll=self._config.poll,
             )
             await self._door.start()
             stack.push_async_callback(self._door.aclose)

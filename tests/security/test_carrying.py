@@ -253,7 +253,8 @@ def test_a_blocked_server_learns_that_its_client_has_gone(lines: Lines) -> None:
     assert carried.over
 
 
-def test_a_process_of_its_own(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+@pytest.mark.parametrize("end", ["the gate", "the client", "the client, cut", "the server"])
+def test_a_process_of_its_own(contexts: tuple[ssl.SSLContext, ssl.SSLContext], end: str) -> None:
     client, carried, served = joined(contexts)
     alive, alive_write = os.pipe()
     pid = os.fork()
@@ -278,8 +279,32 @@ def test_a_process_of_its_own(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -
     thread.start()
     assert exactly(client, len(data)) == data
     thread.join()
-    os.close(alive_write)  # whoever started it is gone
-    assert os.waitpid(pid, 0)[1] == 0
-    assert served.recv(1) == b""
+    for i in range(20):
+        client.sendall(b"ping%d" % i)
+        assert served.recv(100) == b"ping%d" % i
+        served.sendall(b"pong%d" % i)
+        assert client.recv(100) == b"pong%d" % i
+    if end == "the gate":
+        os.close(alive_write)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert served.recv(1) == b""
+    elif end == "the server":
+        served.sendall(b"last")
+        served.close()
+        assert exactly(client, 4) == b"last"
+        assert client.recv(1) == b""
+        client.close()
+        assert os.waitpid(pid, 0)[1] == 0
+    else:
+        if end == "the client":
+            client.setblocking(False)
+            with pytest.raises(ssl.SSLWantReadError):
+                client.unwrap()
+        socket.socket(fileno=client.detach()).close()
+        assert served.recv(1) == b""
+        served.close()
+        assert os.waitpid(pid, 0)[1] == 0
+    if end != "the gate":
+        os.close(alive_write)
     served.close()
     client.close()
