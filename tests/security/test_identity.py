@@ -271,8 +271,8 @@ def test_one_that_has_expired_is_refused(tmp_path: Path) -> None:
 
 
 def test_whoever_it_has_paired_with_knows_only_the_certificate_it_had(tmp_path: Path) -> None:
-    """The key stays when it is renewed, but OpenSSL takes no other self-signed certificate for the one it trusts: this is
-    why those last."""
+    """The key stays when it is renewed, but OpenSSL takes no other self-signed certificate for the one it trusts: this
+    is why those last."""
     server, client = init_identity("server"), init_identity("client")
     anchor = tmp_path / "client.crt"
     anchor.write_text(ssl.DER_cert_to_PEM_cert(client.certificate))

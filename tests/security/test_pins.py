@@ -68,8 +68,9 @@ def test_as_people_write_it(text: str) -> None:
         f"sha256:{DIGITS}0",
         f"sha256: {DIGITS}",
         "sha256:" + "g" * 64,
-    ]
-    + ["sha256:" + "\N{FULLWIDTH DIGIT ONE}" * 64, f"sha256:{DIGITS}\nsha256:{DIGITS}"],
+        "sha256:" + "\N{FULLWIDTH DIGIT ONE}" * 64,
+        f"sha256:{DIGITS}\nsha256:{DIGITS}",
+    ],
 )
 def test_what_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="64 hexadecimal digits"):
