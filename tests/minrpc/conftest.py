@@ -11,6 +11,7 @@ import pytest
 
 from rpcflow.sync import with_minrpc
 
+from ..once import once
 from .building import AS_A_PROCESS, HERE, SANITIZED, build, need
 from .compiled import compiled
 
@@ -26,38 +27,36 @@ def tvm_object(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("SKIPPED, apache-tvm is missing: kernels compiled by TVM were NOT TESTED on the C runtime")
     from .compiled import compile_kernels
 
-    made = tmp_path_factory.mktemp("tvm") / "kernels.o"
-    compile_kernels(made)
-    return made
+    return once(tmp_path_factory, "kernels.o", compile_kernels)
 
 
 @pytest.fixture(scope="session")
 def device_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A server on pipes with the sizes of a process, and sanitizers."""
-    folder = tmp_path_factory.mktemp("device")
-    return build(folder / "device", "posix_pipe.c", [HERE / "kernels.c"], AS_A_PROCESS)
+    kernels = [HERE / "kernels.c"]
+    return once(tmp_path_factory, "device", lambda made: build(made, "posix_pipe.c", kernels, AS_A_PROCESS))
 
 
 @pytest.fixture(scope="session")
 def small_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the sizes of a board, or smaller."""
-    folder = tmp_path_factory.mktemp("small")
-    return build(folder / "device", "posix_pipe.c", [HERE / "kernels.c"], SMALL)
+    kernels = [HERE / "kernels.c"]
+    return once(tmp_path_factory, "small-device", lambda made: build(made, "posix_pipe.c", kernels, SMALL))
 
 
 @pytest.fixture(scope="session")
 def tvm_program(tmp_path_factory: pytest.TempPathFactory, tvm_object: Path) -> Path:
     """A server on pipes with kernels that TVM has compiled."""
-    folder = tmp_path_factory.mktemp("compiled")
-    return build(folder / "device", "posix_pipe.c", [HERE / "kernels.c", tvm_object], AS_A_PROCESS)
+    kernels = [HERE / "kernels.c", tvm_object]
+    return once(tmp_path_factory, "tvm-device", lambda made: build(made, "posix_pipe.c", kernels, AS_A_PROCESS))
 
 
 @pytest.fixture(scope="session")
 def tcp_program(tmp_path_factory: pytest.TempPathFactory, tvm_object: Path) -> Path:
     """A server on TCP."""
     need("gcc", "gcc")
-    folder = tmp_path_factory.mktemp("tcp")
-    return build(folder / "server", "posix_tcp.c", [HERE / "kernels.c", tvm_object], AS_A_PROCESS)
+    kernels = [HERE / "kernels.c", tvm_object]
+    return once(tmp_path_factory, "tcp-server", lambda made: build(made, "posix_tcp.c", kernels, AS_A_PROCESS))
 
 
 @pytest.fixture(scope="session")
@@ -71,13 +70,12 @@ def library() -> Any:
 def built(library: Any, tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Path of the program for a server and a runtime, compiled by gcc and linked once."""
     need("gcc", "gcc")
-    folder = tmp_path_factory.mktemp("built")
 
     def build(server: str, runtime: str) -> str:
-        path = folder / f"{server}-{runtime}"
-        if not path.exists():
+        def make(path: Path) -> None:
             library.export_library(str(path), fcompile=with_minrpc("gcc", server, runtime))
-        return str(path)
+
+        return str(once(tmp_path_factory, f"{server}-{runtime}", make))
 
     return build
 
@@ -90,10 +88,8 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("SKIPPED, apache-tvm-ffi is missing: programs with its library were NOT TESTED")
     from tvm_ffi.libinfo import find_include_path
 
-    made = tmp_path_factory.mktemp("objects") / "objects.o"
-    command = ["g++", "-std=c++17", "-O1", "-c", f"-I{find_include_path()}", HERE / "objects.cc", "-o", made]
-    subprocess.run(command, check=True)
-    return made
+    command = ["g++", "-std=c++17", "-O1", "-c", f"-I{find_include_path()}", HERE / "objects.cc", "-o"]
+    return once(tmp_path_factory, "objects.o", lambda made: subprocess.run([*command, made], check=True))
 
 
 @pytest.fixture(scope="session")
@@ -101,14 +97,12 @@ def with_objects(library: Any, objects: Path, tmp_path_factory: pytest.TempPathF
     """As ``built``, with those functions, places for 8 objects, and sanitizers; all of it compiled as C++."""
     from tvm.support import cc
 
-    folder = tmp_path_factory.mktemp("with_objects")
-
     def build(server: str, runtime: str) -> str:
-        path = folder / f"{server}-{runtime}"
-        if not path.exists():
+        def make(path: Path) -> None:
             options = [*SANITIZED, "-DRPCFLOW_MAX_OBJECTS=8"]
             fcompile = with_minrpc(cc.create_executable, server, runtime)
             library.export_library(str(path), fcompile=fcompile, addons=[str(objects)], options=options)
-        return str(path)
+
+        return str(once(tmp_path_factory, f"{server}-{runtime}-objects", make))
 
     return build

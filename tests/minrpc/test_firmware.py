@@ -19,6 +19,7 @@ from rpcflow.minrpc.boards import BOARDS
 from rpcflow.minrpc.building import build
 from tests.line import Faults, Line, Terminal
 
+from ..once import once
 from .building import HERE, need
 from .emulated import running
 
@@ -37,25 +38,24 @@ def tvm_objects(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     """The folder with the kernel that TVM compiled for each board; None without TVM."""
     if importlib.util.find_spec("tvm") is None:
         return None
-    folder = tmp_path_factory.mktemp("tvm-objects")
-    subprocess.run([sys.executable, EXAMPLE / "tvm_kernel.py", folder], check=True, timeout=100)
-    return folder
+
+    def make(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        subprocess.run([sys.executable, EXAMPLE / "tvm_kernel.py", folder], check=True, timeout=100)
+
+    return once(tmp_path_factory, "tvm-objects", make)
 
 
 @pytest.fixture(scope="session")
 def firmware(tmp_path_factory: pytest.TempPathFactory, tvm_objects: Path | None) -> Callable[[str], Path]:
     """The firmware for a board, built when it is first asked for."""
-    folder, built = tmp_path_factory.mktemp("firmware"), {}
 
     def built_for(board: str) -> Path:
-        if board not in built:
-            need(BOARDS[board].compilers[0], BOARDS[board].package)
-            kernels = [EXAMPLE / "kernels.c", HERE / "board_kernels.c"]
-            if tvm_objects is not None:
-                kernels.append(tvm_objects / f"tvm_kernel-{'posix' if board == PROCESS else board}.o")
-            build(board, folder / board, kernels)
-            built[board] = folder / board
-        return built[board]
+        need(BOARDS[board].compilers[0], BOARDS[board].package)
+        kernels = [EXAMPLE / "kernels.c", HERE / "board_kernels.c"]
+        if tvm_objects is not None:
+            kernels.append(tvm_objects / f"tvm_kernel-{'posix' if board == PROCESS else board}.o")
+        return once(tmp_path_factory, f"{board}.firmware", lambda made: build(board, made, kernels))
 
     return built_for
 
@@ -233,7 +233,7 @@ def test_a_device_that_is_gone_and_comes_back(firmware: Callable[[str], Path]) -
 @pytest.mark.parametrize("board", [*EMULATED, PROCESS])
 def test_a_long_call_is_no_dead_line(board: str, device: Device) -> None:
     with sync.connect(f"{device(board)}?timeout=2") as session:
-        session.get_function("spin")(3500)
+        session.get_function("spin")(2500)
         assert session.get_function("count")(1) == 1_000_001
 
 

@@ -12,6 +12,7 @@ from rpcflow.minrpc.boards import BOARDS, KEPT
 from rpcflow.minrpc.building import BuildError, build, put_in_place
 from rpcflow.minrpc.sizes import cost_of
 
+from ..once import once
 from .building import INCLUDE, RUNTIME, STRICT_C, STRICT_CPP, need, run
 
 PROGRAMS = Path(__file__).parents[2] / "examples" / "firmware"
@@ -37,12 +38,13 @@ def test_everything_compiles_without_warnings(board: str, standard: str, tmp_pat
 @pytest.fixture(scope="module")
 def elf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The firmware of each board whose compiler is here."""
-    folder, made = tmp_path_factory.mktemp("elf"), {}
-    for board in FIRMWARE:
+
+    def built(board: str) -> Path:
         need_compiler(board)
-        build(board, folder / board, [PROGRAMS / "kernels.c"])
-        made[board] = folder / board
-    return made
+        name = f"{board}-example.elf"
+        return once(tmp_path_factory, name, lambda made: build(board, made, [PROGRAMS / "kernels.c"]))
+
+    return {board: built(board) for board in FIRMWARE}
 
 
 @pytest.mark.parametrize("board", FIRMWARE)
@@ -141,10 +143,15 @@ def test_errors_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_outputs_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_compiler("posix")
     monkeypatch.chdir(tmp_path)
-    for output in ("", ".", "..", "/", tmp_path, "n" * 300):
-        with pytest.raises(BuildError, match="could not write"):
-            build("posix", output)
+    with pytest.raises(BuildError, match="could not write"):
+        build("posix", "")
     assert list(tmp_path.iterdir()) == []
+    made = tmp_path / "made"
+    made.touch()
+    for output in (".", "..", "/", tmp_path, "n" * 300):
+        with pytest.raises(BuildError, match="could not write"):
+            put_in_place(made, Path(output))
+    assert list(tmp_path.iterdir()) == [made]
 
 
 def test_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from rpcflow.minrpc.files import Files
 from rpcflow.minrpc.loading import Image, Linker
 from rpcflow.minrpc.targets import check_object, target_of
 from rpcflow.server.linking import LinkError
+from tests.once import once
 
 BUILD_ID = bytes(range(100, 120))
 EMULATED = ("lm3s6965evb", "mps2-an386", "riscv-virt")
@@ -45,13 +46,10 @@ for name in (ARM, RISCV):
 @pytest.fixture(scope="module")
 def firmware(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Path of the runtime, built for a board."""
-    folder = tmp_path_factory.mktemp("firmware")
+    options = [f"-Wl,--build-id=0x{BUILD_ID.hex()}"]
 
     def built(board: str) -> str:
-        path = folder / f"{board}.elf"
-        if not path.exists():
-            build(board, path, options=[f"-Wl,--build-id=0x{BUILD_ID.hex()}"])
-        return str(path)
+        return str(once(tmp_path_factory, f"{board}-known.elf", lambda made: build(board, made, options=options)))
 
     return built
 
@@ -418,7 +416,7 @@ class TestImages:
     def test_build_ids(self, firmware: Callable[[str], str], tmp_path: Path, files: Files) -> None:
         made = linker(compiled(tmp_path / "k.o", ADD), firmware("lm3s6965evb"), files)
         made.check_build(BUILD_ID)
-        with pytest.raises(LinkError, match=r"does not run lm3s6965evb\.elf") as caught:
+        with pytest.raises(LinkError, match=r"does not run lm3s6965evb-known\.elf") as caught:
             made.check_build(b"\x01\x02")
         assert BUILD_ID.hex() in str(caught.value)
         assert "0102" in str(caught.value)

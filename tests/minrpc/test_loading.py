@@ -24,6 +24,8 @@ from rpcflow.minrpc.loading import Linker
 from rpcflow.server.linking import LinkError
 
 from ..client.lifted import Lifted, lower
+from ..once import once
+from ..server.support import until
 from .building import need
 from .emulated import running
 
@@ -85,14 +87,11 @@ every_board = pytest.mark.parametrize("board", list(TARGETS), indirect=True)
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Firmware by board, each built once; ``sizes`` make another of it."""
-    folder = tmp_path_factory.mktemp("firmware")
 
     def built(board: str, **sizes: int) -> Path:
         need(COMPILERS[board][0], PACKAGES[COMPILERS[board][0]])
-        path = folder / f"{board}{''.join(map(str, sizes.values()))}.elf"
-        if not path.exists():
-            building.build(board, path, sizes=sizes)
-        return path
+        name = "-".join([board, *(f"{size}{value}" for size, value in sizes.items())])
+        return once(tmp_path_factory, f"{name}.elf", lambda path: building.build(board, path, sizes=sizes))
 
     return built
 
@@ -148,18 +147,15 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder with kernels that TVM has compiled for a board: plain, with a system library's prefix, in an archive."""
     if importlib.util.find_spec("tvm") is None:
         pytest.skip("SKIPPED, apache-tvm is missing: loading kernels compiled by TVM was NOT TESTED")
-    folders: dict[str, Path] = {}
 
     def made(board: str) -> Path:
-        if board not in folders:
-            folders[board] = tmp_path_factory.mktemp("kernels")
-            compile_kernels(board, folders[board])
-        return folders[board]
+        return once(tmp_path_factory, f"{board}-kernels", lambda folder: compile_kernels(board, folder))
 
     return made
 
 
 def compile_kernels(board: str, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     import tvm
     from tvm import te
 
@@ -447,7 +443,7 @@ class TestErrors:
             f"#!/bin/sh\nsleep 600 &\necho $! > {tmp_path}/begun\nmv {tmp_path}/begun {tmp_path}/pid\nwait\n"
         )
         hanging.chmod(0o755)
-        async with connect(call_timeout=3) as session:
+        async with connect(call_timeout=1.5) as session:
             before = await free_memory(session)
             await session.upload(data, "k.o")
             monkeypatch.setenv("PATH", f"{hanging.parent}:{os.environ['PATH']}")
@@ -456,7 +452,8 @@ class TestErrors:
             assert left_behind() == []
             assert await free_memory(session) == before
         if (tmp_path / "pid").exists():
-            assert not runs(int((tmp_path / "pid").read_text()))
+            pid = int((tmp_path / "pid").read_text())
+            until(lambda: not runs(pid))  # killed with the compiler, and nobody waited for it
 
 
 def runs(pid: int) -> bool:

@@ -15,6 +15,7 @@ from rpcflow.protocol.packets import CallFunc, Code, CopyFromRemote, CopyToRemot
 from rpcflow.protocol.values import Device as Where
 from rpcflow.protocol.values import ModuleRef, Pointer, TensorView
 
+from ..once import once
 from .building import CORE, HERE, INCLUDE, RUNTIME, SANITIZED, STRICT_C, need, run
 from .serving import EXCEPTION, INIT, NONE, RETURN, Device, packet
 
@@ -30,12 +31,11 @@ IMAGE_NBYTES = 8192
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("loading") / "device"
     sources = [*CORE, RUNTIME / "hal" / "posix.c", HERE / "loading_main.c"]
     # Not moved about, so that its symbols' addresses are known.
     flags = [*STRICT_C, *SANITIZED, *INCLUDE, "-no-pie", "-fno-pie", "-DRPCFLOW_PACKET_NBYTES=4096"]
-    run([need("gcc", "gcc"), *flags, *sources, "-o", output])
-    return output
+    command = [need("gcc", "gcc"), *flags, *sources, "-o"]
+    return once(tmp_path_factory, "loading-device", lambda made: run([*command, made]))
 
 
 @pytest.fixture
