@@ -60,7 +60,7 @@ def test_a_tls_server(tmp_path: Path, backend: str) -> None:
         pytest.skip("no openssl to make a certificate with")
     with strangers.tls_server(tmp_path) as port:
         # It waits for the rest of what it takes for a record when it gets a tracker's magic: that costs one answer.
-        hops = examine(port, None, Patience(30.0, 0.1, 10.0), backend)
+        hops = examine(port, None, Patience(30.0, 0.1, 3.0), backend)
         assert marks(hops) == "ok:connection FAIL:answer"
         assert "a TLS server" in hops[1].text
 

@@ -17,6 +17,7 @@ import pytest
 
 from rpcflow.proxy import relay as relay_module
 from rpcflow.proxy.relay import SpliceRelay
+from rpcflow.transports import bridge as bridge_module
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.bridge import bridge, carry
 from tests.server.support import descriptors, until
@@ -165,7 +166,14 @@ def test_pending_bytes_are_written_before_the_end(line: Line) -> None:
     line.carried.result(30)
 
 
-def test_one_end_going_closes_the_other(line: Line) -> None:
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end that is to close is not waited for long."""
+    for module in (relay_module, bridge_module):
+        monkeypatch.setattr(module, "LINGER_SECONDS", 0.1)
+
+
+def test_one_end_going_closes_the_other(line: Line, hurried: None) -> None:
     line.near.close()
     assert line.far.recv(1) == b""
     line.carried.result(30)  # though the far end has not closed
@@ -189,7 +197,7 @@ def test_last_words_arrive_while_the_other_is_sending(line: Line, pool: ThreadPo
     sending.result(30)
 
 
-def test_a_reset(line: Line) -> None:
+def test_a_reset(line: Line, hurried: None) -> None:
     line.near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     line.near.close()
     assert line.far.recv(1) == b""
