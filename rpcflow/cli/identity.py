@@ -23,9 +23,9 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
-        except (FileExistsError, FileNotFoundError, ImportError, PermissionError, ValueError) as error:
+        except (FileExistsError, FileNotFoundError, ValueError) as error:
             raise click.UsageError(str(error)) from error
-        except OSError as error:
+        except (ImportError, OSError) as error:
             click.echo(f"rpcflow: {error}", err=True)
             sys.exit(1)
 
@@ -55,37 +55,70 @@ def init(name: str, ca: bool, algorithm: str, days: float | None, hosts: tuple[s
             raise ValueError("--host is for identities: an authority is not reached anywhere")
         made = init_authority(name, algorithm=algorithm, replace=force, **given)
         click.echo(f"authority {made.name}: {made.certificate} is for those who are to trust it")
+        click.echo(f"valid until {made.not_after:%Y-%m-%d}")
         return
     from rpcflow.security.identity import init_identity
 
     own = init_identity(name, algorithm=algorithm, hosts=hosts, replace=force, **given)
-    click.echo(f"identity {own.name}: {own.pin}, in {own.path}")
+    click.echo(f"identity {own.name}: {own.pin}, in {own.path}, valid until {own.not_after:%Y-%m-%d}")
 
 
 @identity.command()
 @click.argument("name", required=False)
 @_told
 def show(name: str | None) -> None:
-    """Show what is there, never a key."""
-    from rpcflow.security.authority import authorities, load_authority
-    from rpcflow.security.identity import identities, load_identity
+    """Show what is there, never a key.
+
+    With NAME, which may be a file: that identity or authority alone. Status 1 if something cannot be read.
+    """
+    from rpcflow.security.authority import authorities
+    from rpcflow.security.folder import config_folder
+    from rpcflow.security.identity import identities
     from rpcflow.security.known import KnownClients, KnownHosts
 
-    for one in identities() if name is None else [name]:
-        own = load_identity(one)
-        state = "expired" if own.expired() else "valid until"
-        by = "itself" if own.self_signed else own.issuer
-        click.echo(f"identity {own.name}  {own.pin}  {state} {own.not_after:%Y-%m-%d}  signed by {by}")
-        click.echo(f"  subject {own.subject}  hosts {' '.join(own.hosts) or '-'}  serial {own.serial}")
     if name is not None:
+        if name in authorities():
+            _authority(name)
+        if name not in authorities() or name in identities():
+            _identity(name)
         return
-    for one in authorities():
-        made = load_authority(one)
-        click.echo(f"authority {made.name}  {made.certificate}  {len(made.revoked)} revoked")
+    click.echo(f"in {config_folder()}")
+    clients, good = KnownClients(), True
+    for kind, tell, names in (
+        ("identity", _identity, identities()),
+        ("authority", _authority, authorities()),
+        ("client", lambda one: click.echo(f"client {one}  {clients.load(one).pin}"), clients.names()),
+    ):
+        for one in names:
+            try:
+                tell(one)
+            except (OSError, ValueError) as error:
+                click.echo(f"{kind} {one}  {error}")
+                good = False
     for place, pin in KnownHosts().read().items():
         click.echo(f"server {place}  {pin}")
-    for one in KnownClients().names():
-        click.echo(f"client {one}")
+    if not good:
+        sys.exit(1)
+
+
+def _identity(name: str) -> None:
+    from rpcflow.security.identity import load_identity
+
+    own = load_identity(name)
+    state = "expired" if own.expired() else "valid until"
+    by = "itself" if own.self_signed else "".join(c if c.isprintable() else "?" for c in own.issuer)
+    click.echo(f"identity {own.name}  {own.pin}  {state} {own.not_after:%Y-%m-%d}  signed by {by}")
+    names = f"subject {own.subject}  hosts {' '.join(own.hosts) or '-'}"
+    click.echo(f"  {''.join(c if c.isprintable() else '?' for c in names)}  serial {own.serial}")
+
+
+def _authority(name: str) -> None:
+    from rpcflow.security.authority import load_authority
+
+    made = load_authority(name)
+    state = "expired" if made.expired() else "valid until"
+    click.echo(f"authority {made.name}  {made.pin}  {state} {made.not_after:%Y-%m-%d}  {len(made.revoked)} revoked")
+    click.echo(f"  certificate {made.certificate}")
 
 
 @identity.command()
@@ -115,6 +148,8 @@ def issue(
 
     if client and server:
         raise ValueError("without --client and --server it is good for both")
+    if server and not hosts:
+        raise ValueError("a server is known by its name: say --host NAME")
     given = {} if days is None else {"days": days}
     own = sign(
         name,
@@ -128,6 +163,7 @@ def issue(
         **given,
     )
     click.echo(f"identity {own.subject}: {own.pin}, in {own.path}, valid until {own.not_after:%Y-%m-%d}")
+    click.echo(f"serial {own.serial}, by which it can be revoked")
 
 
 @identity.command()
@@ -142,8 +178,8 @@ def revoke(what: str, ca: str | None) -> None:
     if ca is None:
         from rpcflow.security.known import KnownClients
 
-        KnownClients().remove(what)
-        click.echo(f"client {what} is not known any more")
+        for one in KnownClients().remove(what):
+            click.echo(f"client {one} is not known any more")
         return
     from rpcflow.security.authority import load_authority
     from rpcflow.security.authority import revoke as take_back

@@ -146,7 +146,7 @@ def test_any_file_is_understood_or_refused(data: bytes | str) -> None:
         try:
             known = hosts.read()
         except ValueError:
-            with pytest.raises(ValueError, match="known_hosts, line [0-9]+: "):
+            with pytest.raises(ValueError, match=r"known_hosts, line [0-9]+: "):
                 hosts.read()
             return
         hosts.add("new.example", 9, PINS[2])
