@@ -133,10 +133,13 @@ class AuthenticationError(RPCError):
 class PermissionDeniedError(RPCError):
     """The peer does not let us do that: a path outside the session's folder, a function outside the policy.
 
-    ``path``: the path refused, or None.
+    ``path``, ``function``, ``constructor``, ``device``: what was refused; each None where it was something else.
     """
 
     path: str | None = None
+    function: str | None = None
+    constructor: str | None = None
+    device: str | None = None
 
 
 STRUCTURED_KINDS: dict[str, type[RPCError]] = {

@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
+from rpcflow.devices import DEVICE_TYPES, device_name, device_type
 from rpcflow.errors import AuthenticationError
 
 from .grant import EVERYTHING, Grant, matches
@@ -268,7 +269,7 @@ def _policy(name: str, table: _Table) -> Policy:
         constructors=table.take("constructors", _patterns, ("*",)),
         upload=table.take("upload", _yes_or_no, True),
         load=table.take("load", _yes_or_no, True),
-        devices=table.take("devices", _patterns, ("*",)),
+        devices=table.take("devices", _devices, ("*",)),
         memory_nbytes=table.take("memory", _nbytes),
         cpu_seconds=table.take("cpu_seconds", _count),
         processes=table.take("processes", _count),
@@ -347,6 +348,23 @@ def _patterns(value: object) -> tuple[str, ...]:
     if value and value[0].startswith("!"):
         raise ValueError("the first pattern takes out what none has let in; put '*' before it")
     return tuple(value)
+
+
+def _devices(value: object) -> tuple[str, ...]:
+    """Patterns of ``NAME:ID``. A name that no device has would let in, behind a ``!``, what it is to keep out."""
+    patterns = []
+    for pattern in _patterns(value):
+        sign, rest = ("!", pattern[1:]) if pattern.startswith("!") else ("", pattern)
+        kind, colon, number = rest.partition(":")
+        if rest != "*" and not (colon and number):
+            raise ValueError("is to be a list of patterns like 'cuda:0', 'cuda:*' or '*'")
+        if colon and not set(kind) & set("*?["):
+            try:
+                kind = device_name(device_type(kind))  # what a device is called by others as well
+            except ValueError:
+                raise ValueError(f"names a kind of device that is none of {', '.join(DEVICE_TYPES)}") from None
+        patterns.append(sign + kind + colon + number)
+    return tuple(patterns)
 
 
 def _yes_or_no(value: object) -> bool:

@@ -17,7 +17,8 @@ from rpcflow.session.handles import Kind
 
 from .evaluator import Settings, evaluate
 from .folder import PREFIX, FileSink, SessionFolder
-from .linking import linked
+from .guard import Guard
+from .linking import LOADABLE, linked
 from .modules import ModuleLoader
 
 _UNLIMITED: Final = 2**63 - 1
@@ -44,11 +45,19 @@ class Builtins:
         backends: for the time evaluator, which waits for devices.
         convert: makes of an argument what functions take.
         files_by_handle: whether long files are answered as FilePayload, to be sent straight from disk.
+        guard: keeps to the session's grant; None where everything is granted. A function is put to it when it is
+            looked up; here is what comes after that.
     """
 
     def __init__(
-        self, folder: SessionFolder, backends: BackendTable, convert: Callable[[Any], Any], files_by_handle: bool
+        self,
+        folder: SessionFolder,
+        backends: BackendTable,
+        convert: Callable[[Any], Any],
+        files_by_handle: bool,
+        guard: Guard | None = None,
     ) -> None:
+        self._guard = guard
         self.folder = folder
         self._backends = backends
         self._convert = convert
@@ -72,6 +81,8 @@ class Builtins:
 
     def upload(self, name: str, data: Any) -> None:
         """Put a file into the session's folder."""
+        if self._guard is not None:
+            self._guard.write()
         if isinstance(data, FileSink):
             if data.error is not None:
                 raise data.error
@@ -80,6 +91,8 @@ class Builtins:
 
     def upload_sink(self, values: list[Any]) -> FileSink | None:
         """Where the long data of an upload go as they arrive; ``values`` stand before them."""
+        if self._guard is not None:
+            self._guard.write()
         if len(values) != 1 or not isinstance(values[0], str):
             return None  # upload itself will say what is wrong
         return self.folder.sink(str(values[0]))
@@ -96,13 +109,18 @@ class Builtins:
 
     def load_module(self, name: str) -> Given:
         """Load a compiled module; objects are linked first."""
-        module = self._modules.load(linked(self.folder.existing(str(name))))
+        module = self._modules.load(self._linked(name))
         return Given(TypeIndex.MODULE, Kind.MODULE, module)
 
     def download_linked_module(self, name: str) -> Any:
         """A module as a shared library."""
-        path = linked(self.folder.existing(str(name)))
-        return self._contents(self.folder.read(path))
+        return self._contents(self.folder.read(self._linked(name)))
+
+    def _linked(self, name: str) -> str:
+        path = self.folder.existing(str(name))
+        if self._guard is not None and not path.endswith(LOADABLE):
+            self._guard.write()  # the library that is made of it
+        return linked(path)
 
     def module_get_function(self, module: Any, name: str, query_imports: bool = True) -> Given | None:
         """A function of a module, or None."""
@@ -139,6 +157,8 @@ class Builtins:
             cache_flush_bytes,
         )
         device = Device(dev_type, dev_id)
+        if self._guard is not None:
+            self._guard.device(device)
         backend = self._backends.get(device)
         if module is None:
             function = self._global(name)
@@ -159,6 +179,8 @@ class Builtins:
         return Given(TypeIndex.FUNCTION, Kind.FUNCTION, Builtin(f"time_evaluator({name})", measure))
 
     def _global(self, name: str) -> Callable[..., Any]:
+        if self._guard is not None:
+            self._guard.function(name)
         builtin = self.table.get(name)
         function = builtin.call if builtin is not None else registry.find(name)
         if function is None:

@@ -1,29 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Carries out what a server machine asks for. The same in a worker and in a LocalSession."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from rpcflow import registry
 from rpcflow.backends import BackendError, BackendTable
 from rpcflow.devices import Attribute, device_name
+from rpcflow.errors import PermissionDeniedError
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import Code
 from rpcflow.protocol.sinks import DiscardSink, Sink
-from rpcflow.protocol.values import FilePayload, Pointer, Value
+from rpcflow.protocol.values import Device, FilePayload, Pointer, Value
 from rpcflow.security.grant import EVERYTHING, Grant
 from rpcflow.session import actions
 from rpcflow.session.server import ServerMachine
+from rpcflow.transports.logs import LimitedLog
 
 from .builtins import Builtin, Builtins
 from .folder import SessionFolder
+from .guard import ELSEWHERE, LOCAL, Guard
 from .values import make_bridge
 
 _AS_IS: Final = frozenset({type(None), bool, int, float})
 """Plain values, which are the same on the wire and for functions."""
-_ELSEWHERE: Final = frozenset({"rpc.Connect", "rpc.PopenSession", "rpc.CreatePipeClient"})
-"""Constructors of sessions that do not run in this process."""
+_OWN_NAMES: Final = "rpcflow."
+"""Before the names by which clients ask for what a server can do; one that it does not know is not there."""
+_DENIALS: Final = 100
+"""Lines on what was denied in so many seconds as a :class:`LimitedLog` counts by."""
 Forwarder = Callable[[str, list[Value]], None]
 """Begins a session elsewhere; the bytes behind it are the driver's business."""
 
@@ -39,6 +46,7 @@ class Executor:
             ``opened`` until :meth:`sent`.
         limits: how large things may be.
         grant: what the session may do.
+        tell: whether there is a line on standard error for what is denied, which a supervisor passes on.
     """
 
     def __init__(
@@ -48,11 +56,15 @@ class Executor:
         files_by_handle: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         grant: Grant = EVERYTHING,
+        tell: bool = True,
     ) -> None:
-        self._grant = grant
+        self._who = grant.who or "a client"
+        self._tell = tell
+        self._log: LimitedLog | None = None
+        self._guard = Guard.of(grant)
         self._backends = BackendTable()
         self._bridge = make_bridge(self._backends)
-        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle)
+        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle, self._guard)
         self._forward = forward
         self._sink: Sink | None = None
         self.opened: list[int] = []
@@ -65,7 +77,7 @@ class Executor:
         try:
             self._perform(action)
         except Exception as error:  # the client is told, whatever it is
-            self.machine.reply_error(error)
+            self._fail(error)
         except SystemExit as error:  # sys.exit() in user code ends its call, not the session
             self.machine.reply_error(RuntimeError(f"the function called sys.exit({error.code!r})"))
 
@@ -84,7 +96,7 @@ class Executor:
                 self.opened.append(result.fd)
             self.machine.reply_call(result)
         except Exception as error:  # as above
-            self.machine.reply_error(error)
+            self._fail(error)
         except SystemExit as error:
             self.machine.reply_error(RuntimeError(f"the function called sys.exit({error.code!r})"))
 
@@ -97,15 +109,24 @@ class Executor:
         """The session is over."""
         self.machine.close()
         self.sent()
+        if self._log is not None:
+            self._log.flush()
+
+    def _fail(self, error: Exception) -> None:
+        self.machine.reply_error(error)
+        if self._tell and isinstance(error, PermissionDeniedError):
+            if self._log is None:
+                self._log = _stderr_log()
+            self._log.warning("denied", "%s is denied what it asked for: %s", self._who, error)
 
     def _perform(self, action: actions.Action) -> None:
         machine = self.machine
         if isinstance(action, actions.Call):
             self.call(action)
         elif isinstance(action, actions.Lookup):
-            builtin = self._builtins.table.get(action.name)
-            machine.found(builtin if builtin is not None else registry.find(action.name))
+            machine.found(self._find(action.name))
         elif isinstance(action, actions.CopyIn):
+            self._check_device(action.memory.device)
             backend = self._backends.get(action.memory.device)
             self._sink = backend.sink(action.memory, action.offset, action.nbytes)
             machine.accept(self._sink)
@@ -115,9 +136,12 @@ class Executor:
             self._backends.get(action.memory.device).received(action.memory, action.offset, action.nbytes, sink)
             machine.reply_none()
         elif isinstance(action, actions.CopyOut):
+            self._check_device(action.memory.device)
             backend = self._backends.get(action.memory.device)
             machine.reply_data(action.nbytes, backend.read(action.memory, action.offset, action.nbytes))
         elif isinstance(action, actions.CopyAmong):
+            self._check_device(action.source.device)
+            self._check_device(action.target.device)
             if action.source.device.dev_type != action.target.device.dev_type:
                 raise BackendError("a copy between devices of two kinds has to go through the host")
             backend = self._backends.get(action.source.device)
@@ -131,6 +155,7 @@ class Executor:
             )
             machine.reply_none()
         elif isinstance(action, actions.Alloc):
+            self._check_device(action.device)
             backend = self._backends.get(action.device)
             machine.reply_memory(
                 backend.allocate(action.device, action.nbytes, action.alignment, action.dtype, action.scope)
@@ -147,6 +172,16 @@ class Executor:
         else:
             assert isinstance(action, actions.Closed)
 
+    def _find(self, name: str) -> Any:
+        if self._guard is not None and not (name.startswith(_OWN_NAMES) and registry.find(name) is None):
+            self._guard.function(name)
+        builtin = self._builtins.table.get(name)
+        return builtin if builtin is not None else registry.find(name)
+
+    def _check_device(self, device: Device) -> None:
+        if self._guard is not None:
+            self._guard.device(device)
+
     def _accept_bulk(self, action: actions.BulkArgument) -> None:
         if action.function is not self._builtins.table["tvm.rpc.server.upload"]:
             return
@@ -159,17 +194,16 @@ class Executor:
             self.machine.accept(sink)
 
     def _start(self, args: Sequence[Value]) -> None:
-        if not args:
-            self.machine.started()
-            return
-        name, rest = args[0], list(args[1:])
+        name, rest = (args[0], list(args[1:])) if args else (LOCAL, [])
         if not isinstance(name, str):
             raise ValueError("the first session constructor argument is a name")
-        if name == "rpc.LocalSession":
+        if self._guard is not None:
+            self._guard.constructor(str(name))
+        if name == LOCAL:
             if rest:
-                raise ValueError("rpc.LocalSession takes no arguments")
+                raise ValueError(f"{LOCAL} takes no arguments")
             self.machine.started()
-        elif name in _ELSEWHERE and self._forward is not None:
+        elif name in ELSEWHERE and self._forward is not None:
             self._forward(str(name), rest)
             self.machine.forwarded()
         else:
@@ -181,6 +215,12 @@ class Executor:
 
     def _device_call(self, action: actions.DeviceCall) -> Value:
         code, device = action.code, action.device
+        if self._guard is not None:
+            if code == Code.DEV_GET_ATTR and action.args[0] == Attribute.exist:
+                if not self._guard.allows_device(device):
+                    return 0  # for this session there is none
+            else:
+                self._guard.device(device)
         backend = self._backends.find(device.dev_type)
         if backend is None:
             if code == Code.DEV_GET_ATTR and action.args[0] == Attribute.exist:
@@ -206,3 +246,12 @@ class Executor:
             assert code == Code.DEV_SET_STREAM
             backend.set_stream(dev_id, int(action.args[0]))
         return None
+
+
+def _stderr_log() -> LimitedLog:
+    """A log that no code of the session has a hand in, by the name that it has in the supervisor."""
+    log = logging.Logger("rpcflow.server", logging.WARNING)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    return LimitedLog(log, _DENIALS)

@@ -19,7 +19,7 @@ class LocalChannel:
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="rpcflow-local-")
-        self._executor = Executor(SessionFolder(self._folder), files_by_handle=False)
+        self._executor = Executor(SessionFolder(self._folder), files_by_handle=False, tell=False)
         self._answers: deque[memoryview] = deque()
         self._open = True
         self._busy = False
