@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connecting end of TLS 1.3 (RFC 8446) over Python's ssl. Does no I/O: bytes off the line in, bytes for it out."""
+"""An end of TLS 1.3 (RFC 8446) over Python's ssl. Does no I/O: bytes off the line in, bytes for it out."""
 
 import os
 import ssl
 from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
-from rpcflow.errors import AuthenticationError, ConnectionLostError, ProtocolError
+from rpcflow.errors import AuthenticationError, ConnectionLostError, ProtocolError, RPCError
 from rpcflow.protocol.values import FilePayload, Part
 
 BATCH_NBYTES: Final = 1 << 18
 """Encrypted, or taken off the line, at a time."""
+RECORD_NBYTES: Final = 1 << 14
+"""Most in one record."""
+_SMALL_NBYTES: Final = 4096
+"""Smaller parts are joined, for each record costs something."""
 _REFUSED: Final = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a client certificate: pair with it, or give identity=",
     "TLSV1_ALERT_UNKNOWN_CA": "it does not know our certificate, nor who issued it: pair with it, or give identity=",
@@ -19,12 +23,29 @@ _REFUSED: Final = {
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not take our certificate",
     "SSLV3_ALERT_BAD_CERTIFICATE": "it does not take our certificate",
     "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it does not take certificates like ours",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it does not take our certificate, or what we have signed with its key",
     "TLSV1_ALERT_ACCESS_DENIED": "it does not let us in",
 }
 """What an alert of the other end's means; in TLS 1.3 it may come after our handshake is done."""
+_TOO_OLD: Final = frozenset(
+    (
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "TLSV1_ALERT_INSUFFICIENT_SECURITY",
+        "UNSUPPORTED_PROTOCOL",
+        "WRONG_SSL_VERSION",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    )
+)
 _NO_TLS: Final = frozenset(
     ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNEXPECTED_MESSAGE", "PACKET_LENGTH_TOO_LONG")
 )
+_DISTRUSTED: Final = {
+    9: "check the clock of this machine, and of the one that issued it",
+    10: "have it renewed (rpcflow identity renew there)",
+    62: "use the name that is in it, or say it with name=",
+    64: "use an address that is in it, or say the name that is with name=",
+}
+"""What to do where OpenSSL does not take a certificate, by the number of its reason."""
 
 
 class TlsStream:
@@ -34,14 +55,21 @@ class TlsStream:
         context: of the connecting end.
         hostname: the name that the other end's certificate must have, where names are checked.
         where: the other end, for errors.
+        accepts: whether this is the accepting end.
     """
 
-    def __init__(self, context: ssl.SSLContext, hostname: str | None, where: str) -> None:
+    def __init__(self, context: ssl.SSLContext, hostname: str | None, where: str, accepts: bool = False) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._object = context.wrap_bio(self._incoming, self._outgoing, server_hostname=hostname)
+        self._object = context.wrap_bio(self._incoming, self._outgoing, accepts, None if accepts else hostname)
         self._where = where
+        self._shaken = False
         self._said_goodbye = False
+        self._dry = False
+        self._fruitless = 0
+        self._ended = False
+        self._ready = bytearray()
+        self._fault: tuple[type[RPCError], str] | None = None
 
     @property
     def certificate(self) -> bytes:
@@ -53,10 +81,29 @@ class TlsStream:
         """What is spoken inside, as agreed on by ALPN."""
         return self._object.selected_alpn_protocol()
 
+    @property
+    def at_end(self) -> bool:
+        """Whether nothing more that comes off the line means anything."""
+        return self._ended or self._fault is not None or self._incoming.eof
+
+    @property
+    def restless(self) -> bool:
+        """Whether the other end goes on sending what is nothing to be read."""
+        return self._fruitless > 1
+
+    def refusal(self) -> RPCError | None:
+        """That the other end does not want us, if that is among what has come. What may be read stays to be read."""
+        self.decrypt_all()
+        return self._raised() if self._fault is not None and self._fault[0] is AuthenticationError else None
+
     # ---- the line
 
     def feed(self, data: memoryview) -> None:
         """Take in what came off the line; nothing is its end."""
+        if self._ended or self._fault is not None:
+            return
+        self._dry = False
+        self._fruitless += 1
         if len(data):
             self._incoming.write(data)
         else:
@@ -81,7 +128,8 @@ class TlsStream:
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError as error:
-            raise self._translated(error) from error
+            raise self._failed(error) from error
+        self._shaken = True
         return True
 
     def read_into(self, buffer: memoryview) -> int | None:
@@ -91,85 +139,160 @@ class TlsStream:
             ConnectionLostError: the line has ended without a goodbye, or what came is no TLS.
             AuthenticationError: the other end does not take our certificate.
         """
+        if self._ready:
+            count = min(len(buffer), len(self._ready))
+            buffer[:count] = self._ready[:count]
+            del self._ready[:count]
+            return count
+        if self._dry:
+            return None
+        return self._decrypt(buffer)
+
+    def _decrypt(self, buffer: memoryview) -> int | None:
+        if self._fault is not None:
+            raise self._raised()
         count = 0
+        size = len(buffer)
         try:
-            while count < len(buffer):
-                step = cast(int, self._object.read(len(buffer) - count, buffer[count:]))
+            while not self._ended:
+                step = cast(int, self._object.read(size - count, buffer[count:] if count else buffer))
                 if not step:
+                    self._ended = True
                     break
                 count += step
+                self._fruitless = 0
+                if count == size:
+                    break
+                if not self._incoming.pending:  # and nothing is kept further in: the last record fitted
+                    self._dry = not self._incoming.eof
+                    break
         except ssl.SSLWantReadError:
+            self._dry = True
             return count or None
         except ssl.SSLZeroReturnError:
-            return count
+            self._ended = True
         except ssl.SSLError as error:
-            if count:
-                return count  # and the error the next time
-            raise self._translated(error) from error
+            failed = self._failed(error)
+            if not count:  # else it comes the next time
+                raise failed from error
         return count
+
+    def decrypt_all(self) -> None:
+        """Decrypt all that has come, for :meth:`read_into`; what is wrong with it, that one says."""
+        buffer = memoryview(bytearray(RECORD_NBYTES))
+        try:
+            while not self._dry and (count := self._decrypt(buffer)):
+                self._ready += buffer[:count]
+        except RPCError:
+            pass  # kept, and said behind the data
+
+    def encrypt_one(self, data: bytes) -> bytes:
+        """The bytes to put on the line for a little, :data:`RECORD_NBYTES` at most. Errors as :meth:`encrypt`."""
+        if self._said_goodbye:
+            raise self._closed()
+        try:
+            self._object.write(data)
+        except ssl.SSLError as error:
+            raise self._unwritten(error) from error
+        return self._outgoing.read()
 
     def encrypt(self, parts: Sequence[Part]) -> Iterator[tuple[bytes, bool]]:
         """The bytes to put on the line for these parts, batch by batch, and whether that is the last.
 
         Raises:
-            ConnectionLostError: we have said goodbye, or a file is shorter than was said.
+            ConnectionLostError: we have said goodbye, the line is dead, or a file is shorter than was said.
+            AuthenticationError: the other end has refused us.
         """
+        write = self._object.write
         batches = _batches(parts)
         batch = next(batches, None)
         while batch is not None:
             following = next(batches, None)
+            if self._said_goodbye:
+                raise self._closed()
             try:
                 for piece in batch:
                     while len(piece):
-                        piece = piece[self._object.write(piece) :]
+                        piece = piece[write(piece) :]
             except ssl.SSLError as error:
-                raise self._translated(error) from error
-            yield self.outgoing(), following is None
+                raise self._unwritten(error) from error
+            yield self._outgoing.read(), following is None
             batch = following
 
     def end(self) -> None:
         """Say goodbye, in what is outgoing. Does nothing a second time."""
-        if not self._said_goodbye:
-            self._said_goodbye = True
-            try:
-                self._object.unwrap()
-            except (ssl.SSLError, ValueError):
-                pass  # it waits for the other's goodbye, which we do not; or there was no handshake
+        if self._said_goodbye or not self._shaken:
+            return
+        self._said_goodbye = True
+        # OpenSSL looks for the other's goodbye too, and would take data that comes before it for an error.
+        self.decrypt_all()
+        try:
+            self._object.unwrap()
+        except (ssl.SSLError, ValueError):
+            pass  # it waits for the other's goodbye, which we do not
 
-    def _translated(self, error: ssl.SSLError) -> Exception:
+    # ---- what went wrong
+
+    def _closed(self) -> ConnectionLostError:
+        return ConnectionLostError("the connection is closed: we have said goodbye")
+
+    def _unwritten(self, error: ssl.SSLError) -> RPCError:
+        return self._failed(error) if self._fault is None else self._raised()
+
+    def _raised(self) -> RPCError:
+        assert self._fault is not None
+        kind, text = self._fault
+        return kind(text)
+
+    def _failed(self, error: ssl.SSLError) -> RPCError:
+        """OpenSSL says what is wrong once, and then calls it the end of the stream: so we keep it."""
+        self._fault = self._translated(error)
+        return self._raised()
+
+    def _translated(self, error: ssl.SSLError) -> tuple[type[RPCError], str]:
         reason = error.reason or ""
+        where = self._where
         if isinstance(error, ssl.SSLCertVerificationError):
-            return AuthenticationError(
-                f"{self._where} is not who it should be: {error.verify_message}; "
-                "its pin, as READY shows it, or ca= says whom to trust"
+            todo = _DISTRUSTED.get(
+                error.verify_code,
+                "pair with it, or say whom to trust: pin= with the pin that its READY shows, or ca= with who issued it",
             )
+            return AuthenticationError, f"{where} is not who it should be: {error.verify_message}; {todo}"
         if reason in _REFUSED:
-            return AuthenticationError(f"{self._where} refused us: {_REFUSED[reason]}")
-        if reason in ("TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_INSUFFICIENT_SECURITY"):
-            return AuthenticationError(f"{self._where} does not speak TLS 1.3, and nothing older will do")
+            return AuthenticationError, f"{where} refused us: {_REFUSED[reason]}"
+        if reason in _TOO_OLD:
+            return AuthenticationError, f"{where} does not speak TLS 1.3, and nothing older will do"
         if reason == "TLSV1_ALERT_NO_APPLICATION_PROTOCOL":
-            return ProtocolError(f"{self._where} speaks TLS, but is nothing of rpcflow's")
+            return ProtocolError, f"{where} speaks TLS, but is not an rpcflow server, tracker or proxy"
         if isinstance(error, ssl.SSLEOFError) or reason == "UNEXPECTED_EOF_WHILE_READING":
-            return ConnectionLostError(f"{self._where} broke the line off, without a goodbye")
-        if reason in _NO_TLS:
-            return ProtocolError(f"{self._where} does not speak TLS: is its scheme tcp:// or ws://?")
-        return ConnectionLostError(
-            f"the TLS line to {self._where} was lost: {reason.lower().replace('_', ' ') or error}"
-        )
+            if not self._shaken:
+                return ConnectionLostError, hung_up(where)
+            return ConnectionLostError, f"{where} broke the line off, without a goodbye"
+        if reason in _NO_TLS and not self._shaken:
+            return ProtocolError, f"{where} does not speak TLS: is its scheme tcp:// or ws://?"
+        return ConnectionLostError, f"the TLS line to {where} was lost: {reason.lower().replace('_', ' ') or error}"
+
+
+def hung_up(where: str, why: str = "") -> str:
+    """What is said of who goes away during the handshake."""
+    detail = f" ({why})" if why else ""
+    return (
+        f"{where} hung up during the TLS handshake{detail}: does it speak TLS? A server without it is tcp:// or ws://"
+    )
 
 
 def _batches(parts: Sequence[Part]) -> Iterator[list[memoryview]]:
-    """The parts in pieces of at most :data:`BATCH_NBYTES` together; small ones are joined, for a record each costs."""
+    """The parts in pieces of about :data:`BATCH_NBYTES` together; small ones are joined, for a record each costs."""
     batch: list[memoryview] = []
     nbytes = 0
     small = bytearray()
     for part in parts:
         for chunk in _chunks(part):
-            if nbytes + len(chunk) > BATCH_NBYTES:
+            if nbytes + len(chunk) > BATCH_NBYTES + _SMALL_NBYTES:  # a head goes with what it is the head of
                 yield _with_small(batch, small)
                 batch, nbytes, small = [], 0, bytearray()
             nbytes += len(chunk)
-            if len(chunk) < 4096:
+            if len(chunk) < _SMALL_NBYTES:
                 small += chunk
             else:
                 batch = _with_small(batch, small)
