@@ -62,6 +62,7 @@ class ClientTls:
         given = dict(url.query)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # a line that is cut is not one that ended
         context.set_alpn_protocols([alpn])
         pin = given.get("pin")
         if pin is not None:
@@ -73,14 +74,16 @@ class ClientTls:
             except ssl.SSLError as error:
                 raise ValueError(f"{path} holds no certificates: {error.reason}") from None
         else:
-            pin = KnownHosts().lookup(url.host, url.port)
+            if "proxy" not in given:  # else who is known there is the proxy
+                pin = KnownHosts().lookup(url.host, url.port)
             if pin is None:
                 context.load_default_certs()
         if pin is not None:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE  # the key is checked instead, once it has proved to be there
         _show(context, given.get("identity"))
-        return cls(str(url), context, given.get("name", url.host), pin, alpn if insist else None)
+        name = given.get("name", url.host).partition("%")[0]
+        return cls(str(url), context, name, pin, alpn if insist else None)
 
     def stream(self) -> TlsStream:
         """A new line's end."""
@@ -115,11 +118,13 @@ class ClientTls:
 
 
 def check_parameters(url: Url) -> None:
-    """Whether an address has only what is known.
+    """Whether an address has only what is known, and that can be. Reads no files.
 
     Raises:
         ValueError: it has not.
     """
+    from .pins import check_pin
+
     names = [name for name, _ in url.query]
     unknown = sorted(set(names) - set(PARAMETERS))
     if unknown:
@@ -127,6 +132,19 @@ def check_parameters(url: Url) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{url}: {', '.join(twice)}: given twice")
+    given = dict(url.query)
+    if "pin" in given:
+        check_pin(given["pin"])
+    if given.get("name", "-")[:1] in ("", "."):
+        raise ValueError(f"{url}: name= is the name of a host")
+    if (how := given.get("proxy")) is not None:
+        if how not in ("plain", "ca"):
+            try:
+                check_pin(how)
+            except ValueError:
+                raise ValueError(f"{url}: proxy= is plain, ca, or the pin of the proxy's key") from None
+        if "pin" not in given and "name" not in given:
+            raise ValueError(f"{url}: with proxy=, pin= or name= says which server behind it is the right one")
 
 
 def _show(context: ssl.SSLContext, identity: str | None) -> None:

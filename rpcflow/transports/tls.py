@@ -6,13 +6,14 @@ Needs the packages of ``rpcflow[security]``, which are imported when the first c
 
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from rpcflow.errors import ConnectionLostError
+from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.protocol.values import Part
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .base import AsyncChannel
     from .tls_stream import TlsStream
 
+HANDSHAKE_SECONDS: Final = 30.0
+"""TLS is done with by then, however busy the other end is with sessions."""
+WHY_SECONDS: Final = 1.0
 _tcp: Final = TcpTransport()
 
 
@@ -126,17 +130,49 @@ def secure_blocking(line: BlockingChannel, tls: "ClientTls", deadline: float | N
     """
     stream = tls.stream()
     buffer = memoryview(bytearray(1 << 14))
-    done = False
-    while not done:
-        try:
-            done = stream.handshake()
-        finally:
+    bound = time.monotonic() + HANDSHAKE_SECONDS
+    until = bound if deadline is None else min(bound, deadline)
+    try:
+        while not said_on(line, stream, stream.handshake):
             if outgoing := stream.outgoing():
-                line.send([outgoing], deadline)
-        if not done:
-            stream.feed(buffer[: line.receive_into(buffer, deadline)])
-    tls.check(stream)
+                line.send([outgoing], until)
+            try:
+                stream.feed(buffer[: line.receive_into(buffer, until)])
+            except ConnectionLostError as error:
+                raise broke_off(tls.where, error) from error
+        tls.check(stream)  # before it is shown who we are
+        line.send([stream.outgoing()], until)
+    except TimeoutError as error:
+        if isinstance(error, RPCError) or until != bound:
+            raise
+        raise silent(tls.where) from None
     return BlockingTlsChannel(line, stream)
+
+
+def said_on(line: Any, stream: "TlsStream", step: Callable[[], bool]) -> bool:
+    """A step of the handshake; where it goes wrong, the other end is told why if the line takes that at once."""
+    try:
+        return step()
+    except RPCError:
+        say = getattr(line, "say", None)
+        last_words = stream.outgoing()
+        if say is not None:
+            say(last_words)
+        else:
+            say_at_once(getattr(line, "socket", None), bytearray(last_words))
+        raise
+
+
+def broke_off(where: str, error: ConnectionLostError) -> ConnectionLostError:
+    """The line went during the handshake."""
+    return ConnectionLostError(
+        f"{where} broke the TLS handshake off ({error}): if it does not speak TLS, its scheme is tcp:// or ws://"
+    )
+
+
+def silent(where: str) -> ConnectionLostError:
+    """Nothing has come of the handshake."""
+    return ConnectionLostError(f"{where} has not answered the TLS handshake within {HANDSHAKE_SECONDS:g} s")
 
 
 class BlockingTlsChannel:
@@ -153,7 +189,9 @@ class BlockingTlsChannel:
         self._line = line
         self._stream = stream
         self._lock = threading.Lock()  # of the stream; never held while the line is waited for
+        self._receiving = threading.Lock()  # what comes off the line must get into the stream in order
         self._whole = True
+        self._last = True
         self._open = True
         self._left = bytearray()
         self._buffer = memoryview(bytearray(BATCH_NBYTES))
@@ -165,24 +203,32 @@ class BlockingTlsChannel:
 
     def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
         self._check_open()
-        self._whole = False
+        if not self._whole:
+            raise ConnectionLostError("the connection was lost: something was sent in part only")
+        self._whole = self._last = False
         encrypted = self._stream.encrypt(parts)
-        while True:
-            with self._lock:
-                batch = next(encrypted, None)
-            if batch is None:
-                break
-            data, last = batch
-            if self._left:
-                data, self._left = bytes(self._left) + data, bytearray()
-            self._whole = last
-            self._line.send([data], deadline)
-        self._whole = True
+        try:
+            while not self._last:
+                with self._lock:
+                    batch = next(encrypted, None)
+                    if batch is None:
+                        break  # nothing was to be sent
+                    data, last = batch
+                    if self._left:
+                        data, self._left = bytes(self._left) + data, bytearray()
+                self._last = last
+                self._line.send([data], deadline)
+        except ConnectionLostError as error:
+            raise self._why(error) from error.__cause__
+        except BaseException:  # KeyboardInterrupt, say, when all was said
+            self._whole = self.sent_whole
+            raise
+        self._last = self._whole = True
 
     @property
     def sent_whole(self) -> bool:
         """Whether a send that was interrupted had sent all it was given."""
-        return self._whole and bool(getattr(self._line, "sent_whole", False))
+        return self._last and bool(getattr(self._line, "sent_whole", False))
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
         while True:
@@ -191,17 +237,19 @@ class BlockingTlsChannel:
                 count = self._stream.read_into(buffer)
             if count is not None:
                 return count
-            count = self._line.receive_into(self._buffer, deadline)
-            with self._lock:
-                self._stream.feed(self._buffer[:count])
+            with self._receiving:
+                count = self._line.receive_into(self._buffer, deadline)
+                with self._lock:
+                    self._stream.feed(self._buffer[:count])
 
     def end_sending(self) -> None:
         """Say goodbye, and go on receiving."""
         if self._open and self._whole and self._lock.acquire(blocking=False):
             try:
-                self._stream.end()
-                self._left += self._stream.outgoing()
-                say_at_once(self.socket, self._left)
+                if self._whole:
+                    self._stream.end()
+                    self._left += self._stream.outgoing()
+                    say_at_once(self.socket, self._left)
             finally:
                 self._lock.release()
 
@@ -212,6 +260,8 @@ class BlockingTlsChannel:
                 for encrypted, _ in self._stream.encrypt([data]):
                     self._left += encrypted
                 say_at_once(self.socket, self._left)
+            except ConnectionLostError:
+                pass  # whoever reads or writes next finds out
             finally:
                 self._lock.release()
 
@@ -220,6 +270,24 @@ class BlockingTlsChannel:
             self.end_sending()
             self._open = False
             self._line.close()
+
+    def _why(self, error: ConnectionLostError) -> Exception:
+        """In TLS 1.3 a refusal of our certificate may come when we are at sending already, and the line goes then."""
+        if not self._open or not self._receiving.acquire(blocking=False):
+            return error  # or who receives is told
+        try:
+            deadline = time.monotonic() + WHY_SECONDS
+            count = 1
+            while count:
+                count = self._line.receive_into(self._buffer, deadline)
+                with self._lock:
+                    self._stream.feed(self._buffer[:count])
+        except (RPCError, TimeoutError):
+            pass  # that was all
+        finally:
+            self._receiving.release()
+        with self._lock:
+            return self._stream.refusal() or error
 
     def _check_open(self) -> None:
         if not self._open:
