@@ -66,7 +66,6 @@ class TlsStream:
         self._shaken = False
         self._said_goodbye = False
         self._dry = False
-        self._fruitless = 0
         self._ended = False
         self._ready = bytearray()
         self._fault: tuple[type[RPCError], str] | None = None
@@ -81,16 +80,6 @@ class TlsStream:
         """What is spoken inside, as agreed on by ALPN."""
         return self._object.selected_alpn_protocol()
 
-    @property
-    def at_end(self) -> bool:
-        """Whether nothing more that comes off the line means anything."""
-        return self._ended or self._fault is not None or self._incoming.eof
-
-    @property
-    def restless(self) -> bool:
-        """Whether the other end goes on sending what is nothing to be read."""
-        return self._fruitless > 1
-
     def refusal(self) -> RPCError | None:
         """That the other end does not want us, if that is among what has come. What may be read stays to be read."""
         self.decrypt_all()
@@ -103,7 +92,6 @@ class TlsStream:
         if self._ended or self._fault is not None:
             return
         self._dry = False
-        self._fruitless += 1
         if len(data):
             self._incoming.write(data)
         else:
@@ -160,7 +148,6 @@ class TlsStream:
                     self._ended = True
                     break
                 count += step
-                self._fruitless = 0
                 if count == size:
                     break
                 if not self._incoming.pending:  # and nothing is kept further in: the last record fitted
@@ -250,7 +237,7 @@ class TlsStream:
         return self._raised()
 
     def _translated(self, error: ssl.SSLError) -> tuple[type[RPCError], str]:
-        reason = error.reason or ""
+        reason = error.reason or _named(error)
         where = self._where
         if isinstance(error, ssl.SSLCertVerificationError):
             todo = _DISTRUSTED.get(
@@ -271,6 +258,12 @@ class TlsStream:
         if reason in _NO_TLS and not self._shaken:
             return ProtocolError, f"{where} does not speak TLS: is its scheme tcp:// or ws://?"
         return ConnectionLostError, f"the TLS line to {where} was lost: {reason.lower().replace('_', ' ') or error}"
+
+
+def _named(error: ssl.SSLError) -> str:
+    """The reason of an error whose name Python does not know, made of OpenSSL's words for it."""
+    words = str(error).partition("] ")[2].rpartition(" (")[0]
+    return words.upper().replace(" ", "_")
 
 
 def hung_up(where: str, why: str = "") -> str:
