@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from rpcflow.errors import STRUCTURED_KINDS
+from rpcflow.protocol.credentials import CREDENTIALS_MAGIC, TOKEN_NBYTES, encode_credentials
 from tests.transcripts import SERVER_CONNECTS, Case, cases
 
 MAX_NBYTES = 4096
@@ -23,6 +24,16 @@ def handshakes() -> Iterator[bytes]:
     for case in _cases():
         if not case.is_tracker and case.name != "pipe-minrpc":
             yield case.data[:200]
+
+
+def credentials() -> Iterator[bytes]:
+    """Credentials, what is none, and what comes behind them."""
+    for token in ("a", "q3X8Yw0m5Vt2ZrK7nJ9bLcQ4sDfGhT6uEiOaWxMzPyB", "~" * TOKEN_NBYTES):
+        yield encode_credentials(token)
+        yield encode_credentials(token) + b"\x71\xf2\x0f\0"
+    yield CREDENTIALS_MAGIC + (TOKEN_NBYTES + 1).to_bytes(4, "little")
+    yield CREDENTIALS_MAGIC + b"\x03\0\0\0a b"
+    yield from handshakes()
 
 
 def key_texts() -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rpcflow.errors import ProtocolError, RPCError
+from rpcflow.protocol.credentials import CREDENTIALS_NBYTES, TOKEN_NBYTES, CredentialsReader, encode_credentials
 from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.handshake import HelloReader, KeyText, encode_hello
 from rpcflow.protocol.limits import Limits
@@ -185,6 +186,32 @@ def handshake(data: bytes) -> None:
     assert (reader.wanted == 0) == (reader.hello is not None)
     if reader.hello is not None and reader.hello.text is not None:
         assert encode_hello(reader.hello.text, reader.hello.code) == data[1:pos]
+
+
+@target("credentials", corpus.credentials, 1)
+def credentials(data: bytes) -> None:
+    """A reader never wants more than credentials have, gives the token that was sent and holds nothing afterwards;
+    what it lets pass is written to the same bytes. Proper refusal: ProtocolError."""
+    if not data:
+        return
+    reader, size, pos = CredentialsReader(), data[0] + 1, 1
+    try:
+        while not reader.done and pos < len(data):
+            step = min(reader.wanted, size, len(data) - pos)
+            reader.feed(data[pos : pos + step])
+            pos += step
+            assert 0 < reader.wanted <= TOKEN_NBYTES or reader.done
+    except ProtocolError:
+        assert pos <= 1 + CREDENTIALS_NBYTES + TOKEN_NBYTES
+        assert not reader.done
+        assert not reader.token
+        return
+    assert reader.done == bool(reader.token)
+    if reader.done:
+        assert not reader.wanted
+        assert not reader._buffer
+        assert CredentialsReader.begins(data[1:])
+        assert encode_credentials(reader.token) == data[1:pos]
 
 
 @target("key-text", corpus.key_texts)
