@@ -54,7 +54,8 @@ test: env-test ## run the tests (ARGS="..." for pytest, JOBS=n processes)
 	@$(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-tls: env-test ## the tests of sessions once more, over TLS
-	@RPCFLOW_TEST_OVER=tls $(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup tests/client tests/sync $(ARGS)
+	@RPCFLOW_TEST_OVER=tls $(RUN) $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup \
+		-m "not long and not tcp" tests/client tests/sync $(ARGS)
 
 lint: env-lint ## check style
 	@$(BIN)/ruff check .

@@ -41,21 +41,22 @@ class Credentials:
         Raises:
             ValueError: they do not go with it, or are said twice.
         """
-        query = dict(url.query)
+        given = dict(url.query)
+        query = list(url.query)
         for name, value in (("pin", self.pin), ("ca", self.ca), ("identity", self.identity)):
             if value is None:
                 continue
             if url.scheme not in _WITH_TLS:
                 raise ValueError(f"{name}= is for lines with TLS (tls://, wss://), which {url} is not")
-            if name in query:
+            if name in given:
                 raise ValueError(f"{name}= is in the address already: {url}")
-            query[name] = os.fspath(value)
+            query.append((name, os.fspath(value)))
         if self.token is not None:
             check_token(self.token)
             if url.scheme not in _WITH_TOKEN:
                 raise ValueError(f"{url.scheme}: lines take no token")
-        proxy_key = key if "proxy" in query else None
-        return attrs.evolve(url, query=tuple(query.items()), token=self.token, proxy_key=proxy_key)
+        proxy_key = key if "proxy" in given else None
+        return attrs.evolve(url, query=tuple(query), token=self.token, proxy_key=proxy_key)
 
     def granted(self, grant: Grant | None) -> Grant | None:
         """A server that a tracker has given us. Whom to trust there is what the tracker says; who we are, we say where

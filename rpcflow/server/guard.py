@@ -34,7 +34,14 @@ _LOADERS: Final = (
     "ffi.ModuleGlobalsAdd",
     "relax.ExecutableLoadFromFile",
     "relax.ExecBuilder*",
+    "rpc.ImportRemoteModule",
+    "rpc.LoadRemoteModule",
+    "runtime.CSourceModuleCreate",
     "runtime.ModuleImport",
+    "runtime.SourceModuleCreate",
+    "codegen.LLVMModuleCreate",
+    "target.Build",
+    "tirx.build",
     "runtime.module.load*",
     "runtime.disco.*load_vm_module",
     "target.build.*",
@@ -48,8 +55,23 @@ _WRITERS: Final = (
     "runtime.SaveParamsToFile",
 )
 """What writes or removes files by names that it is given."""
-_ROUNDABOUT: Final = ("ffi.FunctionFromExternC", "ffi.FunctionRemoveGlobal", "ir.EnvFunc*", "runtime.disco.*")
-"""What finds or replaces other functions: where not all are allowed, these have to be by their full names."""
+_ROUNDABOUT: Final = (
+    "ffi.FunctionFromExternC",
+    "ffi.FunctionRemoveGlobal",
+    "ir.EnvFunc*",
+    "rpc.CreateEventDrivenServer",
+    "rpc.CreatePipeClient",
+    "rpc.Connect",
+    "rpc.ImportRemoteModule",
+    "rpc.LoadRemoteModule",
+    "rpc.LocalSession",
+    "rpc.PopenSession",
+    "rpc.ServerLoop",
+    "runtime.disco.*",
+    "vm.builtin.*py_func*",
+)
+"""What finds or replaces other functions, or begins sessions that know nothing of a grant: where anything at all is
+limited, these have to be among the functions by their full names."""
 
 
 class Guard:
@@ -78,9 +100,7 @@ class Guard:
             return
         if name in ELSEWHERE or name == LOCAL:  # TVM has them as functions as well
             self.constructor(name, as_function=True)
-        if not matches(grant.functions, name) or (
-            grant.functions != _ALL and _any(_ROUNDABOUT, name) and name not in grant.functions
-        ):
+        if not matches(grant.functions, name) or (_any(_ROUNDABOUT, name) and name not in grant.functions):
             raise self._denied(f"use the function {name!r}", function=name)
         if not grant.load and _any(_LOADERS, name):
             raise self._denied(f"load modules, which the function {name!r} does", function=name)

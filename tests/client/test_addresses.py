@@ -68,6 +68,7 @@ async def test_nobody_there(api: str) -> None:
         await greets(api, "no-such-host.invalid", 9091)
 
 
+@pytest.mark.tcp
 @pytest.mark.parametrize("poll", [None, True, False])
 async def test_polling_makes_no_difference_but_in_time(api: str, server: sync.Server, poll: bool | None) -> None:
     async with opened(api, "127.0.0.1", server.port, "client", poll=poll) as session:

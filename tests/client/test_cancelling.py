@@ -256,6 +256,7 @@ class TestLeaving:
             async with rpcflow.Server(port=0):
                 raise Mine
 
+    @pytest.mark.tcp
     async def test_blocks_are_entered_once_and_not_awaited(self, server: sync.Server) -> None:
         for make in (lambda: rpcflow.connect("127.0.0.1", server.port, KEY), rpcflow.LocalSession):
             block = make()

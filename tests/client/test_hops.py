@@ -85,6 +85,7 @@ async def test_big_tensors(connect: Connect, hop: list[Any]) -> None:
         assert np.array_equal(await tensor.numpy(), host)
 
 
+@pytest.mark.tcp
 async def test_three_in_a_row(connect: Connect, hop: list[Any], server: sync.Server) -> None:
     back = ["rpc.Connect", "127.0.0.1", server.port, KEY, False]
     async with connect(session_constructor_args=[*hop, *back]) as session:

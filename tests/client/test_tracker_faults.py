@@ -29,6 +29,7 @@ class Cut(NamedTuple):
     data: bytes
 
 
+@pytest.mark.tcp
 class TestTrying:
     """The tracker is played: it gives what it likes."""
 

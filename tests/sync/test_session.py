@@ -91,7 +91,7 @@ class TestTensorAndEmpty:
 
 class TestEnd:
     def test_close_and_again(self, server: rpc.Server) -> None:
-        session = rpc.connect("127.0.0.1", server.port, KEY)
+        session = rpc.connect(server.url, None, KEY)
         echo = session.get_function("t.echo")
         session.close()
         session.close()
@@ -101,7 +101,7 @@ class TestEnd:
         assert "closed" in repr(session)
 
     def test_collected_with_all_it_gave_out(self, server: rpc.Server) -> None:
-        session = rpc.connect("127.0.0.1", server.port, KEY)
+        session = rpc.connect(server.url, None, KEY)
         folder = session.get_function("t.cwd")()
         tensor = session.cpu().tensor([1.0])
         function = session.get_function("t.echo")
@@ -126,7 +126,7 @@ class TestEnd:
     def test_collected_without_the_collector(self, server: rpc.Server) -> None:
         gc.disable()
         try:
-            session = rpc.connect("127.0.0.1", server.port, KEY)
+            session = rpc.connect(server.url, None, KEY)
             core = weakref.ref(session._core)
             assert session.get_function("t.add")(1, 1) == 2
             session.cpu().tensor([1.0]).view((1,)).numpy()
@@ -145,7 +145,7 @@ class TestEnd:
             gc.enable()
 
     def test_on_a_dead_line_is_silent(self, server: rpc.Server) -> None:
-        with rpc.connect("127.0.0.1", server.port, KEY) as session:
+        with rpc.connect(server.url, None, KEY) as session:
             with pytest.raises(rpcflow.SessionCrashedError):
                 session.get_function("t.exit")(1)
         with rpc.Server("127.0.0.1", 0, silent=True) as other:
@@ -154,14 +154,14 @@ class TestEnd:
 
     def test_errors_of_the_body_pass(self, server: rpc.Server) -> None:
         with pytest.raises(ZeroDivisionError):
-            with rpc.connect("127.0.0.1", server.port, KEY):
+            with rpc.connect(server.url, None, KEY):
                 raise ZeroDivisionError
 
     def test_a_program_that_just_ends(self, server: rpc.Server) -> None:
         """Nothing is closed by hand: no complaint, and the server is free."""
         program = f"""
             from rpcflow import sync as rpc
-            session = rpc.connect("127.0.0.1", {server.port}, {KEY!r})
+            session = rpc.connect({server.url!r}, None, {KEY!r})
             kept = session.cpu().tensor([1.0]), session.get_function("t.echo"), session.system_lib()
             local = rpc.LocalSession()
             things = local.cpu().tensor([1.0]), local.get_function("tvm.rpc.server.workpath")
@@ -175,9 +175,9 @@ class TestEnd:
 
     def test_a_failed_connect_leaves_no_socket(self, server: rpc.Server) -> None:
         for use in (
-            lambda: rpc.connect("127.0.0.1", server.port, "wrong"),
-            lambda: rpc.connect("127.0.0.1", server.port, KEY, session_constructor_args=["nonsense"]),
-            lambda: rpc.connect("127.0.0.1", server.port, KEY, session_constructor_args=[{}]),
+            lambda: rpc.connect(server.url, None, "wrong"),
+            lambda: rpc.connect(server.url, None, KEY, session_constructor_args=["nonsense"]),
+            lambda: rpc.connect(server.url, None, KEY, session_constructor_args=[{}]),
             lambda: rpc.connect("127.0.0.1", 1, KEY),
         ):
             with pytest.raises((rpcflow.RPCError, TypeError)):
@@ -195,7 +195,7 @@ class TestPlainness:
                 return len(os.listdir("/proc/self/task"))
             before = threads()
             from rpcflow import sync as rpc
-            with rpc.connect("127.0.0.1", {server.port}, {KEY!r}) as session:
+            with rpc.connect({server.url!r}, None, {KEY!r}) as session:
                 session.get_function("t.echo")(1)
                 session.cpu().tensor([1.0]).numpy()
                 session.upload(b"x", "f")
@@ -215,17 +215,17 @@ class TestPlainness:
         import trio
 
         async def main() -> int:
-            with rpc.connect("127.0.0.1", server.port, KEY) as session:
+            with rpc.connect(server.url, None, KEY) as session:
                 return int(session.get_function("t.add")(1, 2))
 
         assert trio.run(main) == 3
 
     def test_reprs(self, session: rpc.RPCSession) -> None:
-        assert repr(session).startswith("<rpcflow.sync session with tcp://127.0.0.1:")
+        assert repr(session).startswith(f"<rpcflow.sync session with {server.url}")
         assert "open" in repr(session)
 
     def test_a_url(self, server: rpc.Server) -> None:
-        with rpc.connect(f"tcp://127.0.0.1:{server.port}", key=KEY) as session:
+        with rpc.connect(server.url, key=KEY) as session:
             assert session.get_function("t.add")(1, 2) == 3
 
 

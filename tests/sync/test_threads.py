@@ -65,7 +65,7 @@ def test_failures_are_their_own(session: rpc.RPCSession) -> None:
 def test_close_while_another_thread_is_in_a_call(server: rpc.Server, tmp_path: Path, poll: bool | None) -> None:
     """That call fails, and the server stops it."""
     ticks = tmp_path / "ticks"
-    session = rpc.connect("127.0.0.1", server.port, KEY, poll=poll)
+    session = rpc.connect(server.url, None, KEY, poll=poll)
     tick = session.get_function("t.tick")
     errors: list[Exception] = []
 
@@ -95,7 +95,7 @@ def test_close_while_another_thread_is_in_a_call(server: rpc.Server, tmp_path: P
 
 
 def test_a_call_that_waits_for_its_turn_fails_when_the_session_is_closed(server: rpc.Server, tmp_path: Path) -> None:
-    session = rpc.connect("127.0.0.1", server.port, KEY)
+    session = rpc.connect(server.url, None, KEY)
     wait, echo = session.get_function("t.begin_and_wait_for"), session.get_function("t.echo")
     begun = tmp_path / "begun"
     with ThreadPoolExecutor(2) as pool:
@@ -112,7 +112,7 @@ def test_a_call_that_waits_for_its_turn_fails_when_the_session_is_closed(server:
 
 def test_closed_by_two_threads_at_once(server: rpc.Server) -> None:
     for _ in range(5):
-        session = rpc.connect("127.0.0.1", server.port, KEY)
+        session = rpc.connect(server.url, None, KEY)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _, s=session: s.close(), range(4)))
         assert "closed" in repr(session)
