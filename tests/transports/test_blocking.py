@@ -20,6 +20,7 @@ from rpcflow.transports.link_channel import BlockingLinkChannel, LinkEnd
 from rpcflow.transports.memory import blocking_channel_pair
 from rpcflow.transports.sockets import BlockingSocketChannel, tune
 from rpcflow.transports.testing import Faults, FaultyChannel
+from rpcflow.transports.tls import BlockingTlsChannel
 from rpcflow.transports.ws import BlockingWebSocketChannel
 from tests.line import Terminal
 
@@ -31,7 +32,9 @@ SOCKETS = ["ipv4", "ipv6", "name", "unix"]
 TINY = Faults(receive_step=1000, send_step=777)
 
 
-KINDS = [*SOCKETS, "ws", "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "tiny ws", "serial"]
+STREAMS = ["ws", "tls", "wss"]
+KINDS = [*SOCKETS, *STREAMS, "memory", "faulty ipv4", "tiny ipv4", "tiny memory", "unpolled unix", "serial"]
+KINDS += [f"tiny {kind}" for kind in STREAMS]
 
 
 @pytest.fixture(params=KINDS)
@@ -56,14 +59,18 @@ def pair(kind: str, listening: Callable[[str], Any], accepting: Callable[[Any], 
             begun = pool.submit(far.begin, time.monotonic() + 10)
             near = find_transport("serial").connect_blocking(Url("serial", path=terminal.path))
             begun.result()
-    elif inner == "ws":
+    elif inner in STREAMS:
         listener, text = listening(inner)
-        accepted = accepting(listener)
-        near = find_transport("ws").connect_blocking(Url.parse(text), deadline=time.monotonic() + 10)
-        sock, stream = accepted.result()
+        accepted = accepting(listener, inner)
+        near = find_transport(inner).connect_blocking(Url.parse(text), deadline=time.monotonic() + 10)
+        sock, tls, websocket = accepted.result()
         tune(sock)
         sock.setblocking(True)
-        far = BlockingWebSocketChannel(BlockingSocketChannel(sock), stream)
+        far = BlockingSocketChannel(sock)
+        if tls is not None:
+            far = BlockingTlsChannel(far, tls)
+        if websocket is not None:
+            far = BlockingWebSocketChannel(far, websocket)
     else:
         listener, text = listening(inner)
         url = Url.parse(text)
@@ -178,7 +185,7 @@ def test_large_parts_are_not_joined_or_copied(pair: Pair, spawn: Callable[..., A
     assert peak < 1 << 20
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "faulty ipv4", "tiny ipv4", "serial"])
+@pytest.mark.parametrize("kind", [*SOCKETS, *STREAMS, "faulty ipv4", "tiny ipv4", "serial"])
 @pytest.mark.parametrize("timed", [False, True])
 def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: bool) -> None:
     near, far = pair
@@ -195,7 +202,7 @@ def test_files(pair: Pair, tmp_path: Path, spawn: Callable[..., Any], timed: boo
         assert file.tell() == 0
 
 
-@pytest.mark.parametrize("kind", [*SOCKETS, "ws", "tiny ipv4", "serial"])
+@pytest.mark.parametrize("kind", [*SOCKETS, *STREAMS, "tiny ipv4", "serial"])
 def test_file_that_became_shorter(pair: Pair, tmp_path: Path) -> None:
     near, _ = pair
     (tmp_path / "file").write_bytes(b"short")
