@@ -220,7 +220,7 @@ class TestPlainness:
 
         assert trio.run(main) == 3
 
-    def test_reprs(self, session: rpc.RPCSession) -> None:
+    def test_reprs(self, server: rpc.Server, session: rpc.RPCSession) -> None:
         assert repr(session).startswith(f"<rpcflow.sync session with {server.url}")
         assert "open" in repr(session)
 
