@@ -109,7 +109,7 @@ class AsyncTlsChannel:
         if self._open and self._whole:
             self._stream.end()
             self._left += self._stream.outgoing()
-            say_at_once(self.socket, self._left)
+            say_at_once(self._line, self._left)
 
     def say(self, data: bytes) -> None:
         """Send a few bytes without waiting, between two sends; what the line does not take goes before the next one."""
@@ -119,7 +119,7 @@ class AsyncTlsChannel:
                     self._left += encrypted
             except ConnectionLostError:
                 return  # whoever reads or writes next finds out
-            say_at_once(self.socket, self._left)
+            say_at_once(self._line, self._left)
 
     def close(self) -> None:
         if self._open:

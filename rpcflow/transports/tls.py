@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 HANDSHAKE_SECONDS: Final = 30.0
 """TLS is done with by then, however busy the other end is with sessions."""
 WHY_SECONDS: Final = 1.0
+_LOCK_SECONDS: Final = 0.1
+"""For a lock that is never held while a line is waited for; but whoever was interrupted may hold it himself."""
 _tcp: Final = TcpTransport()
 
 
@@ -154,12 +156,7 @@ def said_on(line: Any, stream: "TlsStream", step: Callable[[], bool]) -> bool:
     try:
         return step()
     except RPCError:
-        say = getattr(line, "say", None)
-        last_words = stream.outgoing()
-        if say is not None:
-            say(last_words)
-        else:
-            say_at_once(getattr(line, "socket", None), bytearray(last_words))
+        say_at_once(line, bytearray(stream.outgoing()))
         raise
 
 
@@ -217,9 +214,12 @@ class BlockingTlsChannel:
                     if self._left:
                         data, self._left = bytes(self._left) + data, bytearray()
                 self._last = last
-                self._line.send([data], deadline)
-        except ConnectionLostError as error:
-            raise self._why(error) from error.__cause__
+                try:
+                    self._line.send([data], deadline)
+                except ConnectionLostError as error:
+                    raise self._why(error) from error.__cause__
+        except RPCError:
+            raise
         except BaseException:  # KeyboardInterrupt, say, when all was said
             self._whole = self.sent_whole
             raise
@@ -231,6 +231,7 @@ class BlockingTlsChannel:
         return self._last and bool(getattr(self._line, "sent_whole", False))
 
     def receive_into(self, buffer: memoryview, deadline: float | None = None) -> int:
+        self._last = False  # it is not to be taken for that of a later send which is interrupted before it begins
         while True:
             self._check_open()
             with self._lock:
@@ -244,22 +245,23 @@ class BlockingTlsChannel:
 
     def end_sending(self) -> None:
         """Say goodbye, and go on receiving."""
-        if self._open and self._whole and self._lock.acquire(blocking=False):
+        if self._open and self._whole and self._lock.acquire(timeout=_LOCK_SECONDS):
             try:
                 if self._whole:
                     self._stream.end()
                     self._left += self._stream.outgoing()
-                    say_at_once(self.socket, self._left)
+                    say_at_once(self._line, self._left)
             finally:
                 self._lock.release()
 
     def say(self, data: bytes) -> None:
         """Send a few bytes without waiting, between two sends; what the line does not take goes before the next one."""
-        if self._open and self._whole and data and self._lock.acquire(blocking=False):
+        if self._open and data and self._lock.acquire(timeout=_LOCK_SECONDS):
             try:
                 for encrypted, _ in self._stream.encrypt([data]):
                     self._left += encrypted
-                say_at_once(self.socket, self._left)
+                if self._whole:
+                    say_at_once(self._line, self._left)
             except ConnectionLostError:
                 pass  # whoever reads or writes next finds out
             finally:
@@ -294,8 +296,14 @@ class BlockingTlsChannel:
             raise ConnectionLostError("the connection is closed")
 
 
-def say_at_once(sock: "socket.socket | None", data: bytearray) -> None:
+def say_at_once(line: Any, data: bytearray) -> None:
     """Put on the line what it takes without waiting, and take it off ``data``."""
+    say = getattr(line, "say", None)
+    if say is not None:  # there is more below than a socket, TLS to a proxy, say
+        say(bytes(data))
+        data.clear()
+        return
+    sock = getattr(line, "socket", None)
     if sock is not None and data and DONTWAIT:
         try:
             del data[: sock.send(data, DONTWAIT | NOSIGNAL)]
