@@ -27,8 +27,9 @@ TVM_VENV = .venv-tvm-$(subst *,x,$(TVM))
 TVM_LOCK = build/constraints-tvm-$(subst *,x,$(TVM)).txt
 # The fuzz and bench folders are run from here, the tools by the environment's own paths.
 BIN := $(VENV)/bin
-# Compilers and ninja are looked up on PATH by the code under test.
-RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
+# Compilers and ninja are looked up on PATH by the code under test. A test run starts Python thousands of times: modules
+# are compiled once, whatever the surroundings say.
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONDONTWRITEBYTECODE=
 
 .PHONY: help demo firmware test test-tls lint format types docs diagrams fuzz bench test-long test-interop test-soak test-fleet lock clean \
 	env-demo env-test env-lint env-docs env-fuzz env-bench
