@@ -184,12 +184,18 @@ class TlsStream:
         return self._outgoing.read()
 
     def encrypt(self, parts: Sequence[Part]) -> Iterator[tuple[bytes, bool]]:
-        """The bytes to put on the line for these parts, batch by batch, and whether that is the last.
+        """The bytes to put on the line for these parts, batch by batch, and whether that is the last; encrypted as
+        they are asked for.
 
         Raises:
             ConnectionLostError: we have said goodbye, the line is dead, or a file is shorter than was said.
             AuthenticationError: the other end has refused us.
         """
+        if len(parts) == 1 and type(parts[0]) is bytes and 0 < len(parts[0]) <= RECORD_NBYTES:
+            return _Once(self, parts[0])  # the usual call
+        return self._encrypt(parts)
+
+    def _encrypt(self, parts: Sequence[Part]) -> Iterator[tuple[bytes, bool]]:
         write = self._object.write
         batches = _batches(parts)
         batch = next(batches, None)
@@ -264,6 +270,25 @@ def _named(error: ssl.SSLError) -> str:
     """The reason of an error whose name Python does not know, made of OpenSSL's words for it."""
     words = str(error).partition("] ")[2].rpartition(" (")[0]
     return words.upper().replace(" ", "_")
+
+
+class _Once:
+    """What a generator does that gives one batch, and is slower to make."""
+
+    __slots__ = ("_data", "_stream")
+
+    def __init__(self, stream: TlsStream, data: bytes) -> None:
+        self._stream = stream
+        self._data = data
+
+    def __iter__(self) -> "_Once":
+        return self
+
+    def __next__(self) -> tuple[bytes, bool]:
+        data, self._data = self._data, b""
+        if not data:
+            raise StopIteration
+        return self._stream.encrypt_one(data), True
 
 
 def hung_up(where: str, why: str = "") -> str:
