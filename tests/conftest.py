@@ -15,6 +15,8 @@ from . import overlay
 def pytest_collection_finish() -> None:
     """Tests that count what is left run the garbage collector, and it need not look each time at ten thousand tests and
     at what was imported for them: that takes longer than most tests."""
+    import hypothesis  # noqa: F401 - which asks the collector about trio when it is imported, and must not come later
+
     gc.collect()
     gc.freeze()
 
