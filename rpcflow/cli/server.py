@@ -32,6 +32,10 @@ from .serving import log_to_stderr, serve
 @click.option("--insecure", is_flag=True, help="Allow an address that others can reach, without encryption.")
 @security_options
 @click.option("--pair", is_flag=True, help="Let new clients pair, by a one-time code; serve only paired ones.")
+@click.option("--sandbox", is_flag=True, help="Run sessions in a sandbox (bubblewrap): no network, nothing to write.")
+@click.option(
+    "--sandbox-grant", multiple=True, metavar="net|PATH", help="What the sandbox lets through; may be repeated."
+)
 def server(
     host: str,
     port: int,
@@ -48,6 +52,8 @@ def server(
     allow_path: tuple[str, ...],
     silent: bool,
     insecure: bool,
+    sandbox: bool,
+    sandbox_grant: tuple[str, ...],
     **security: Any,
 ) -> None:
     """Offer sessions to clients."""
@@ -78,6 +84,8 @@ def server(
             imports=imports,
             allow_path=allow_path,
             insecure=insecure,
+            sandbox=sandbox,
+            sandbox_grant=sandbox_grant,
             **security,
         )
     except (ImportError, OSError, ValueError) as error:

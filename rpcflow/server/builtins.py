@@ -10,13 +10,13 @@ import numpy as np
 
 from rpcflow import registry
 from rpcflow.backends import BackendTable
-from rpcflow.errors import FunctionNotFoundError
+from rpcflow.errors import FunctionNotFoundError, RPCError
 from rpcflow.protocol.values import Device, FilePayload, TypeIndex
 from rpcflow.session.actions import Given
 from rpcflow.session.handles import Kind
 
 from .evaluator import Settings, evaluate
-from .folder import PREFIX, FileSink, SessionFolder
+from .folder import PREFIX, FileSink, RefusedSink, SessionFolder
 from .guard import Guard
 from .linking import LOADABLE, linked
 from .modules import ModuleLoader
@@ -83,19 +83,22 @@ class Builtins:
         """Put a file into the session's folder."""
         if self._guard is not None:
             self._guard.write()
-        if isinstance(data, FileSink):
+        if isinstance(data, FileSink | RefusedSink):
             if data.error is not None:
                 raise data.error
             return
         self.folder.write(str(name), data)
 
-    def upload_sink(self, values: list[Any]) -> FileSink | None:
-        """Where the long data of an upload go as they arrive; ``values`` stand before them."""
+    def upload_sink(self, values: list[Any], nbytes: int | None = None) -> FileSink | RefusedSink | None:
+        """Where the long data of an upload go as they arrive: so many; ``values`` stand before them."""
         if self._guard is not None:
             self._guard.write()
         if len(values) != 1 or not isinstance(values[0], str):
             return None  # upload itself will say what is wrong
-        return self.folder.sink(str(values[0]))
+        try:
+            return self.folder.sink(str(values[0]), nbytes)
+        except (OSError, RPCError) as error:
+            return RefusedSink(error)
 
     def download(self, name: str) -> Any:
         """A file's contents."""

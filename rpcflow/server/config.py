@@ -20,6 +20,9 @@ class WorkerConfig:
         poll: False turns adaptive polling off.
         greets: a worker answers the client's key; False where a proxy has done that.
         init_in_worker: imports and callback run in each worker, because they leave threads or devices behind.
+        sandbox: the launcher and its workers run in a sandbox, see :mod:`rpcflow.server.sandbox`.
+        sandbox_grant: what it lets through: ``net``, or absolute paths.
+        hidden: files that it shows to nobody, wherever they lie: keys, policies.
     """
 
     key: str = ""
@@ -33,3 +36,6 @@ class WorkerConfig:
     poll: bool | None = None
     greets: bool = True
     init_in_worker: bool = False
+    sandbox: bool = False
+    sandbox_grant: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()

@@ -187,7 +187,7 @@ class Executor:
             return
         sink: Sink | None
         try:
-            sink = self._builtins.upload_sink(action.values)
+            sink = self._builtins.upload_sink(action.values, action.nbytes)
         except (OSError, RuntimeError):
             sink = DiscardSink()  # the call itself says what is wrong, once its packet is whole
         if sink is not None:

@@ -10,8 +10,9 @@ import subprocess
 from collections.abc import Sequence
 from typing import Final
 
-from rpcflow.errors import PermissionDeniedError
+from rpcflow.errors import PermissionDeniedError, RPCError
 from rpcflow.protocol.limits import BULK_NBYTES
+from rpcflow.protocol.sinks import DiscardSink
 from rpcflow.protocol.values import FilePayload
 
 _CHUNK: Final = 1 << 20
@@ -45,6 +46,7 @@ class SessionFolder:
     def __init__(self, path: str, allowed: Sequence[str] = (), most: int | None = None) -> None:
         self.path = os.path.realpath(path)
         self._most = most
+        self._elsewhere = 0  # bytes uploaded to allowed folders
         self._roots = [self.path, *(os.path.realpath(root) for root in allowed)]
 
     def resolve(self, name: str) -> str:
@@ -55,17 +57,19 @@ class SessionFolder:
         """
         if not name or "\0" in name:
             raise PermissionDeniedError(f"{name!r} is not a path", path=name)
-        path = os.path.realpath(os.path.join(self.path, name))
+        try:
+            path = os.path.realpath(os.path.join(self.path, name))
+        except UnicodeEncodeError:  # half a character
+            raise PermissionDeniedError(f"{name!r} is not a path") from None
         if not self._is_inside(path):
             raise _outside(name)
         return path
 
     def target(self, name: str) -> str:
-        """Where an upload called ``name`` goes; missing subfolders are made."""
+        """Where an upload called ``name`` goes; its folder may be missing yet."""
         path = self.resolve(name)
         if path in self._roots or os.path.isdir(path):
             raise IsADirectoryError(f"{name!r} is a folder")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
         return path
 
     def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
@@ -88,40 +92,68 @@ class SessionFolder:
             PermissionDeniedError: it lies outside.
         """
         path = self.target(name)
-        room = self._room()
+        room = self._room(path)
         if room is not None and nbytes is not None and nbytes > room:
             raise _no_room(room)
-        return FileSink(self._open_folder(os.path.dirname(path), name), os.path.basename(path), room)
+        sink = FileSink(self._open_folder(os.path.dirname(path), name, make=True), os.path.basename(path), room)
+        if nbytes is not None and not self._is_own(path):
+            self._elsewhere += nbytes
+        return sink
 
-    def _room(self) -> int | None:
-        """Bytes that may still be written; None for no limit."""
-        return None if self._most is None else max(0, self._most - _nbytes(self.path))
+    def _room(self, path: str) -> int | None:
+        """Bytes that a file may have; None for no limit. It takes the place of the one that is there."""
+        if self._most is None:
+            return None
+        old = 0
+        if self._is_own(path):
+            try:
+                status = os.lstat(path)
+            except OSError:
+                pass  # there is none
+            else:
+                old = _size(status) if status.st_nlink == 1 else 0
+        return max(0, self._most - self._elsewhere - _nbytes(self.path) + old)
 
-    def _check_handle(self, fd: int, name: str) -> None:
-        """Whether what has been opened lies inside: since its path was looked at, somebody may have put a link there.
+    def _is_own(self, path: str) -> bool:
+        return path.startswith(self.path + os.sep)
+
+    def _open_folder(self, path: str, name: str, make: bool = False) -> int:
+        """A folder, whose path has no links in it, by its handle: from its root step by step, since somebody may have
+        put a link there after the path was looked at.
+
+        Args:
+            path: as :meth:`resolve` gave it.
+            name: what the client called it.
+            make: make what is missing.
 
         Raises:
-            PermissionDeniedError: it does not.
+            PermissionDeniedError: a link has been put there.
         """
+        root = max((root for root in self._roots if _is_in(path, root)), key=len)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(root, flags)
         try:
-            path = os.readlink(f"/proc/self/fd/{fd}")
-        except OSError:
-            return  # no way to ask: not Linux
-        if not self._is_inside(path):
-            raise _outside(name)
-
-    def _open_folder(self, path: str, name: str) -> int:
-        """A folder by its handle. Errors as :meth:`_check_handle`."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            self._check_handle(fd, name)
+            for step in path[len(root) :].split(os.sep):
+                if not step:
+                    continue
+                if make:
+                    try:
+                        os.mkdir(step, dir_fd=fd)
+                    except FileExistsError:
+                        pass
+                try:
+                    below = os.open(step, flags, dir_fd=fd)
+                except OSError as error:
+                    raise _moved(error, fd, step, name) from error
+                os.close(fd)
+                fd = below
         except BaseException:
             os.close(fd)
             raise
         return fd
 
     def _is_inside(self, path: str) -> bool:
-        return any(path == root or path.startswith(root.rstrip(os.sep) + os.sep) for root in self._roots)
+        return any(_is_in(path, root) for root in self._roots)
 
     def existing(self, name: str) -> str:
         """The path of a file that is there.
@@ -136,9 +168,16 @@ class SessionFolder:
 
     def read(self, name: str) -> bytes | FilePayload:
         """A file's contents; a long one to be sent straight from it. Whoever sends it closes ``fd``."""
-        fd = os.open(self.existing(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        path = self.existing(name)
+        folder = self._open_folder(os.path.dirname(path), name)
+        step = os.path.basename(path)
         try:
-            self._check_handle(fd, name)
+            fd = os.open(step, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+        except OSError as error:
+            raise _moved(error, folder, step, name) from error
+        finally:
+            os.close(folder)
+        try:
             nbytes = os.fstat(fd).st_size
             if nbytes >= BULK_NBYTES:
                 payload, fd = FilePayload(fd, nbytes), -1
@@ -259,6 +298,21 @@ class FileSink:
         self._fd = -1
 
 
+class RefusedSink(DiscardSink):
+    """Data that nobody wants: they are thrown away as they come, and stand for why.
+
+    Args:
+        error: what their call is to raise.
+    """
+
+    def __init__(self, error: OSError | RPCError) -> None:
+        super().__init__()
+        self.error = error
+
+    def finish(self) -> "RefusedSink":  # type: ignore[override]
+        return self
+
+
 def _nbytes(folder: str) -> int:
     """Bytes of all files below a folder; links are not followed, and of several names of one file one counts."""
     total = 0
@@ -271,8 +325,26 @@ def _nbytes(folder: str) -> int:
                 continue  # it has just been removed
             if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
-                total += status.st_size
+                total += _size(status)
     return total
+
+
+def _size(status: os.stat_result) -> int:
+    """What a file counts: what it has, or what it takes from the disk, whichever is more."""
+    return max(status.st_size, status.st_blocks * 512)
+
+
+def _is_in(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
+
+
+def _moved(error: OSError, folder: int, step: str, name: str) -> OSError | PermissionDeniedError:
+    """What has gone wrong at a step of a path that had no links in it before."""
+    try:
+        link = stat.S_ISLNK(os.stat(step, dir_fd=folder, follow_symlinks=False).st_mode)
+    except OSError:
+        link = False
+    return _outside(name) if link or error.errno == errno.ELOOP else error
 
 
 def _no_room(room: int) -> OSError:

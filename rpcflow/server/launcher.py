@@ -34,11 +34,14 @@ import attrs
 from rpcflow.security.grant import Grant
 
 from .config import WorkerConfig
-from .confine import remove_cgroup
+from .confine import give_up, remove_cgroup
 from .folder import remove_tree
 from .processes import (
+    SANDBOXED,
     adopt_orphans,
     children,
+    close_others,
+    descriptors,
     die_with_parent,
     kill_group,
     open_devices,
@@ -83,6 +86,9 @@ class Launcher:
         self._supervisor = supervisor
         self._config = config
         self._config_fd = config_fd
+        # What imports have opened is for sessions too; nothing else that is open here is.
+        ours = {control.fileno(), config_fd, supervisor}
+        self._kept = [fd for fd in descriptors() if fd not in ours]
         self._by_pid: dict[int, _Session] = {}
         self._own = set(children())  # what the callback has started lives as long as the server
         self._scratch = tempfile.mkdtemp(prefix=_SCRATCH_PREFIX)
@@ -205,10 +211,9 @@ class Launcher:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            for fd in (self._control.detach(), self._wakeup, self._wakeup_write, self._config_fd, ours.detach()):
-                os.close(fd)
-            if self._supervisor is not None:
-                os.close(self._supervisor)
+            self._control.detach()
+            ours.detach()
+            close_others({*self._kept, theirs.fileno()})
             enter(parent, folder)
             grant, fds, _, _ = socket.recv_fds(theirs, _MESSAGE_NBYTES, _FDS)
             theirs.close()
@@ -220,9 +225,11 @@ class Launcher:
             redirect(stderr_fd)
             page = StatusPage(page_fd)
             os.close(page_fd)
+            right = Grant.from_json(grant.decode())
+            give_up(right)
             if self._config.init_in_worker:
                 prepare(self._config)
-            serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config, Grant.from_json(grant.decode()))
+            serve(socket.socket(fileno=sock_fd), page, ready_fd, folder, self._config, right)
 
         run_and_end(work)  # nothing may get back into the launcher's own code
 
@@ -323,7 +330,8 @@ def main(argv: Sequence[str]) -> int:
     late = len(argv) > 3
     for fd in (control_fd, config_fd):
         os.set_inheritable(fd, False)
-    die_with_parent(supervisor)  # while imports run, which nobody can be asked to stop
+    if supervisor != SANDBOXED:
+        die_with_parent(supervisor)  # while imports run, which nobody can be asked to stop
     control = socket.socket(fileno=control_fd)
     config = read_config(config_fd)
     sys.path[:] = config.sys_path
@@ -356,16 +364,19 @@ def main(argv: Sequence[str]) -> int:
 
     from . import forward  # noqa: F401  # warm for the workers
 
-    die_with_parent(supervisor, 0)
-    if os.getppid() != supervisor:
-        return 1
+    watched = None
+    if supervisor != SANDBOXED:
+        die_with_parent(supervisor, 0)
+        if os.getppid() != supervisor:
+            return 1
+        watched = _watch_process(supervisor)
     adopt_orphans()
     if late:
         _end_children()
     _flush()  # what stood in a buffer would be every worker's
     gc.collect()
     gc.freeze()
-    Launcher(control, config, config_fd, _watch_process(supervisor)).run()
+    Launcher(control, config, config_fd, watched).run()
     return 0
 
 

@@ -15,12 +15,13 @@ from typing import Any, Final
 
 import anyio
 
-from rpcflow.errors import RPCError
+from rpcflow.errors import PermissionDeniedError, RPCError
 from rpcflow.security.grant import EVERYTHING, Grant
 
+from . import sandbox
 from .config import WorkerConfig
 from .folder import remove_tree
-from .processes import python_environment
+from .processes import SANDBOXED, python_environment
 
 _MESSAGE_NBYTES: Final = 1 << 16
 _GRACE: Final = 1.5
@@ -50,11 +51,17 @@ class LauncherProcess:
         Raises:
             LaunchError: they failed.
         """
+        wrapper: list[str] = []
+        if config.sandbox:
+            try:
+                wrapper = sandbox.prefix(config)
+            except sandbox.SandboxError as error:
+                raise LaunchError(str(error)) from error
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 ours.setblocking(False)
-                process = _start(config, theirs.fileno())
+                process = _start(config, theirs.fileno(), wrapper)
         except BaseException:
             ours.close()
             raise
@@ -64,7 +71,8 @@ class LauncherProcess:
             if message is None or "ready" not in message:
                 text = message["failed"] if message else "it ended without a word"
                 raise LaunchError(f"the server's worker processes cannot be prepared: {text}")
-            self._scratch = message["scratch"]
+            if not config.sandbox:  # there it is a path of the sandbox's own, and gone with that
+                self._scratch = message["scratch"]
         except BaseException:
             await self.aclose()
             raise
@@ -80,8 +88,12 @@ class LauncherProcess:
 
         Raises:
             OSError: the launcher has gone.
+            PermissionDeniedError: the grant is too long to be told.
         """
-        socket.send_fds(self._control, [json.dumps({"start": number, "grant": grant.to_json()}).encode()], fds)
+        message = json.dumps({"start": number, "grant": grant.to_json()}).encode()
+        if len(message) > _MESSAGE_NBYTES:
+            raise PermissionDeniedError(f"the server's policy has patterns of more than {_MESSAGE_NBYTES >> 10} KiB")
+        socket.send_fds(self._control, [message], fds)
         self._ended[number] = ended
 
     def kill(self, number: int) -> None:
@@ -151,7 +163,7 @@ class LauncherProcess:
             return message
 
 
-def _start(config: WorkerConfig, control: int) -> subprocess.Popen[bytes]:
+def _start(config: WorkerConfig, control: int, wrapper: list[str]) -> subprocess.Popen[bytes]:
     """Begin its process. By this thread and no other: the kernel's notice of a parent's death, which the launcher
     asks for, is about the thread that began it, and threads of a pool end when they are idle."""
     with tempfile.TemporaryFile() as file:
@@ -161,13 +173,14 @@ def _start(config: WorkerConfig, control: int) -> subprocess.Popen[bytes]:
         environment = {"OPENBLAS_NUM_THREADS": "1", **python_environment(config.sys_path)}
         return subprocess.Popen(
             [
+                *wrapper,
                 sys.executable,
                 *(["-X", "dev"] if sys.flags.dev_mode else []),
                 "-m",
                 "rpcflow.server.launcher",
                 str(control),
                 str(file.fileno()),
-                str(os.getpid()),
+                str(os.getpid() if not wrapper else SANDBOXED),
             ],
             stdin=subprocess.DEVNULL,
             stdout=2,

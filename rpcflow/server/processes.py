@@ -4,11 +4,13 @@
 import ctypes
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
+SANDBOXED: Final = 0
+"""Told to a launcher for its supervisor's process: a sandbox, which ends with that, does not let it be seen."""
 
 
 def prctl(option: int, value: int) -> None:
@@ -82,6 +84,25 @@ def kill_group(pid: int) -> None:
             pass  # there is none, or what is left in it has become another user's
 
 
+def descriptors() -> list[int]:
+    """All descriptors that this process has open."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            continue  # the listing's own
+        found.append(fd)
+    return found
+
+
+def close_others(kept: Collection[int]) -> None:
+    """Close all descriptors but these and the standard ones."""
+    for fd in descriptors():
+        if fd > 2 and fd not in kept:
+            os.close(fd)
+
+
 def threads() -> int:
     """How many threads this process has."""
     return len(os.listdir("/proc/self/task"))
@@ -110,5 +131,7 @@ def describe_status(status: int) -> str:
             name = signal.Signals(number).name
         except ValueError:
             name = "unknown"
+        if number == signal.SIGXCPU:
+            return f"has used up its limit of processor time (signal {number}, {name})"
         return f"was killed by signal {number} ({name})"
     return f"exited with status {os.WEXITSTATUS(status)}"

@@ -68,7 +68,12 @@ class WorkerSession:
             page = StatusPage(page_fd)
             stack.callback(page.close)
             words = LastWords(errors)
-            launcher = await self._begin([self._sock.fileno(), ready_write, errors_write, page_fd])
+            try:
+                launcher = await self._begin([self._sock.fileno(), ready_write, errors_write, page_fd])
+            except RPCError as error:
+                _log.error("session %d cannot begin: %s", self._number, printable(str(error), _LOG_CHARACTERS))
+                say(self._sock, self._greeting() + error_packet(error, structured=False))
+                return
             last: RPCError | None = None
             try:
                 theirs.close()
@@ -81,8 +86,8 @@ class WorkerSession:
             finally:
                 self._server._watcher.unwatch(self._sock)
                 launcher.kill(self._number)
-            if self._status < 0 and page.pid:
-                kill_group(page.pid)  # what the launcher would have done
+            if self._status < 0 and page.pid and not self._server._config.sandbox:
+                kill_group(page.pid)  # what the launcher would have done; a sandbox has numbers of its own
             text = words.finish()
             if self._client_gone.is_set():
                 return

@@ -32,6 +32,7 @@ from .launching import LauncherProcess
 from .places import listening_path, proxy_url, registering_url
 from .queue import TurnQueue
 from .registration import Registration
+from .sandbox import check_grants
 from .watch import GoneWatcher
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Server:
         pair: let a new client pair by a one-time code, which is printed to standard error; serve only paired ones.
         peer_timeout: seconds after which a client that has vanished without a word is given up.
         poll: None polls adaptively before a worker sleeps; False never does.
+        sandbox: run sessions in a sandbox of bubblewrap: no network, no other processes, the system read-only.
+        sandbox_grant: what it lets through: ``net``, or absolute paths, devices among them.
 
     Raises:
         ValueError: an option that cannot be.
@@ -117,6 +120,8 @@ class Server:
         pair: bool = False,
         peer_timeout: float = 30.0,
         poll: bool | None = None,
+        sandbox: bool = False,
+        sandbox_grant: Sequence[str] = (),
     ) -> None:
         check_key(key)
         if not isinstance(max_sessions, int) or max_sessions < 1:
@@ -125,7 +130,7 @@ class Server:
             raise ValueError(f"timeout={timeout} must be more than 0 seconds")
         if not 0 < peer_timeout <= _MAX_PEER_SECONDS:
             raise ValueError(f"peer_timeout={peer_timeout} must be more than 0 and at most {_MAX_PEER_SECONDS} seconds")
-        for name, value in (("imports", imports), ("allow_path", allow_path)):
+        for name, value in (("imports", imports), ("allow_path", allow_path), ("sandbox_grant", sandbox_grant)):
             if isinstance(value, str):  # its characters would be taken for a list, and "/" is among a path's
                 raise ValueError(f"{name} takes a list of texts, not the text {value!r}")
         self._protection = protect(
@@ -164,7 +169,12 @@ class Server:
             no_fork=no_fork,
             poll=poll,
             greets=self._proxy is None or self._protection.tls is not None,
+            sandbox=sandbox,
+            sandbox_grant=check_grants(sandbox_grant),
+            hidden=tuple(os.path.abspath(path) for path in (identity, policy) if path is not None),
         )
+        if sandbox_grant and not sandbox:
+            raise ValueError("sandbox_grant is for a sandbox: sandbox=True makes one")
         self._registration: Registration | None = None
         self._max_sessions = max_sessions
         self._queue = TurnQueue(max_sessions)

@@ -20,10 +20,10 @@ from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports.sockets import BlockingSocketChannel
 
 from .config import WorkerConfig
-from .confine import confine
+from .confine import confine, give_up
 from .executor import Executor
 from .folder import PREFIX, SessionFolder
-from .processes import adopt_orphans, die_with_parent, restore_environment
+from .processes import adopt_orphans, close_others, die_with_parent, restore_environment
 from .status import StatusPage
 
 _OVER: Final = (State.CLOSED, State.FORWARDING)
@@ -163,16 +163,19 @@ def prepare(config: WorkerConfig) -> None:
 def main(argv: Sequence[str]) -> int:
     """A worker that was spawned, not forked: descriptors and folder come as arguments."""
     sock_fd, ready_fd, stderr_fd, page_fd, config_fd, parent, folder, grant = argv
+    close_others([int(fd) for fd in argv[:5]])
     enter(int(parent), folder)
     redirect(int(stderr_fd))
     config = read_config(int(config_fd))
     os.close(int(config_fd))
     sys.path[:] = config.sys_path
     restore_environment()
+    right = Grant.from_json(grant)
+    give_up(right)
     prepare(config)
     page = StatusPage(int(page_fd))
     os.close(int(page_fd))
-    serve(socket.socket(fileno=int(sock_fd)), page, int(ready_fd), folder, config, Grant.from_json(grant))
+    serve(socket.socket(fileno=int(sock_fd)), page, int(ready_fd), folder, config, right)
     return 0
 
 
