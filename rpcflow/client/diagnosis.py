@@ -16,12 +16,13 @@ from typing import Final
 import anyio
 import attrs
 
-from rpcflow.errors import ConnectionLostError, RPCError
+from rpcflow.errors import AuthenticationError, ConnectionLostError, ProtocolError, RPCError
 from rpcflow.tracker import questions
 from rpcflow.tracker.link import TrackerLink
-from rpcflow.transports import AsyncChannel, Url, connecting, find_meeting_transport, find_transport
+from rpcflow.transports import AsyncChannel, Url, check_url, connecting, find_meeting_transport, find_transport
 from rpcflow.transports.async_sockets import AsyncSocketChannel
 from rpcflow.transports.tcp import is_loopback
+from rpcflow.transports.tls import proxy_url
 
 from .probing import Found, Kind, find_out
 from .registered import Place, Registered, ago, plain
@@ -85,6 +86,10 @@ async def diagnose(url: Url, key: str | None, report: Report, patience: Patience
         ValueError: the URL's scheme is not known, or leads to no service.
     """
     find_meeting_transport(url.scheme)
+    check_url(url)
+    if "proxy" in dict(url.query):
+        url = proxy_url(url)
+        report(Hop(Mark.UNSURE, "proxy", f"it is the proxy, {url}, that is looked at, not the server behind it"))
     await _Way(url, report, patience or Patience()).go(key)
 
 
@@ -116,11 +121,21 @@ class _Way:
         except ConnectionLostError as error:
             self._report(_connection_hop(self._url, error))
             return None
+        except (AuthenticationError, ProtocolError) as error:
+            self._report(_trust_hop(self._url, error))
+            return None
         except ImportError as error:
             self._report(Hop(Mark.FAIL, "connection", str(error), "install what is missing here"))
             return None
+        except OSError as error:  # a file that the address names
+            self._report(Hop(Mark.FAIL, "credentials", plain(str(error)), "check ca=, identity= and token_file="))
+            return None
         self._report(Hop(Mark.OK, "connection", f"{self._url} accepts connections"))
-        return await find_out(channel, self._dial, self._patience.quiet, self._patience.answer)
+        try:
+            return await find_out(channel, self._dial, self._patience.quiet, self._patience.answer)
+        except (AuthenticationError, ProtocolError) as error:  # in TLS 1.3 it may come only then
+            self._report(_trust_hop(self._url, error))
+            return None
 
     async def _resolve(self) -> bool:
         host = plain(self._url.host)
@@ -220,7 +235,10 @@ class _Way:
             text = f"{what} is what the tracker tells clients, and to each of them that is its own machine"
             return Hop(Mark.FAIL, "address", text, _CUSTOM_ADDRESS)
         hops: list[Hop] = []
-        found = await _Way(Url("tcp", place.host, place.port), hops.append, self._patience).reach()
+        url = place.url or Url("tcp", place.host, place.port)
+        if "proxy" in dict(url.query):
+            url = proxy_url(url)
+        found = await _Way(url, hops.append, self._patience).reach()
         if found is None:
             advice = f"{hops[-1].advice}. Or this is not where its server is to be found: {_CUSTOM_ADDRESS}"
             return Hop(Mark.FAIL, "address", f"{what}: {hops[-1].text}", advice)
@@ -241,6 +259,17 @@ _OTHERS: Final = (
     "the tracker sends clients to a loopback address, which works on its own machine only: for others, let the server "
     "listen on an address of the network (--host, --insecure) and register by that, or with --custom-addr"
 )
+_SECURE: Final = frozenset({"tls", "wss"})
+_NO_TLS: Final = (
+    "if nobody ends TLS there, the scheme is tcp:// or ws://; a server, tracker or proxy does with --tls; wss:// leads "
+    "to the web port of a proxy"
+)
+_TRUST: Final = (
+    "take the address as the READY line there shows it, with its pin; or pair with it (rpcflow pair); or say with ca= "
+    "and name= who has issued its certificate, and for whom. Where it is we who are not trusted, the identity is the "
+    "one named by identity=, or else `default`"
+)
+_WORDS: Final = 500
 _AT_ONCE: Final = "it may have no room for more clients, or be a port forwarder with nothing behind it"
 
 
@@ -269,10 +298,20 @@ def _connection_hop(url: Url, error: ConnectionLostError) -> Hop:
             )
         case errno.ENETUNREACH | errno.EHOSTUNREACH | errno.EHOSTDOWN:
             text, advice = f"there is no way to it: {error}", "check this machine's network, and the address"
+        case _ if url.scheme in _SECURE:
+            text = plain(str(error).removeprefix(str(url)).strip())
+            advice = _NO_TLS
         case _:
             text = plain(str(error).removeprefix(str(url)).strip())
             advice = "check the address; for ws:// it must be the web port of a proxy"
     return Hop(Mark.FAIL, "connection", f"{where}: {text}", advice)
+
+
+def _trust_hop(url: Url, error: RPCError) -> Hop:
+    """One of us does not trust the other; or there is nothing that could be trusted."""
+    text = str(error).removeprefix(str(url)).removeprefix(":").strip()
+    advice = _NO_TLS if isinstance(error, ProtocolError) else _TRUST
+    return Hop(Mark.FAIL, "trust", plain(f"{url.host}:{url.port} {text}", _WORDS), advice)
 
 
 def _answer_hop(url: Url, found: Found, patience: Patience) -> Hop:
@@ -284,6 +323,9 @@ def _answer_hop(url: Url, found: Found, patience: Patience) -> Hop:
             return Hop(Mark.OK, "answer", "a tracker")
         case Kind.PROXY:
             return Hop(Mark.OK, "answer", "a proxy, where clients and servers wait for each other")
+        case Kind.ANY_KEY if url.scheme in _SECURE:
+            text = "a server that takes whatever key one comes with, and says who may come in when a session begins"
+            return Hop(Mark.OK, "answer", text)
         case Kind.ANY_KEY:
             return Hop(Mark.OK, "answer", "a server that takes whatever key one comes with")
         case Kind.SILENT:

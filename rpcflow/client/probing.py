@@ -21,7 +21,7 @@ from typing import Final
 import anyio
 import attrs
 
-from rpcflow.errors import ConnectionLostError
+from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_hello
 from rpcflow.protocol.tracker import MAGIC_BYTES
 from rpcflow.transports import AsyncChannel
@@ -92,7 +92,7 @@ async def find_out(channel: AsyncChannel, dial: Dial, quiet: float, seconds: flo
 
 async def _answer(dial: Dial, first: bytes, seconds: float) -> bytes:
     """What is answered to ``first`` on a new connection; nothing where it is closed, or cannot be made any more."""
-    with contextlib.suppress(ConnectionLostError), anyio.move_on_after(seconds):
+    with contextlib.suppress(RPCError), anyio.move_on_after(seconds):
         with contextlib.closing(await dial()) as channel:
             return (await _say(channel, first, seconds)).data
     return b""
@@ -106,12 +106,13 @@ async def _takes_for_duplicate(dial: Dial, seconds: float) -> bool:
     async def listen(channel: AsyncChannel) -> None:
         nonlocal told
         heard = bytearray()
-        await _hear(channel, heard)
+        with contextlib.suppress(RPCError):
+            await _hear(channel, heard)
         if _code(heard) == Answer.DUPLICATE:
             told = True
             tasks.cancel_scope.cancel()
 
-    with contextlib.ExitStack() as stack, contextlib.suppress(ConnectionLostError):
+    with contextlib.ExitStack() as stack, contextlib.suppress(RPCError):
         with anyio.move_on_after(seconds):
             channels = []
             for _ in range(2):

@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import attrs
 
+from rpcflow.tracker.questions import place_url
+from rpcflow.transports import Url
+
 _HOST_CHARACTERS: Final = 255
 _LAST_SECOND: Final = 1e12
 """Of any clock that is to be believed."""
@@ -26,6 +29,7 @@ class Place:
         shown: the address as it stands there, for people.
         state: ``free``, ``busy`` or ``offline``; None where the tracker does not say, as stock's does not.
         since: when it came into that state, in seconds of the Unix epoch.
+        url: the address in full; None where it is none.
     """
 
     key: str
@@ -34,6 +38,7 @@ class Place:
     shown: str
     state: str | None = None
     since: float | None = None
+    url: Url | None = None
 
 
 class Registered:
@@ -72,10 +77,10 @@ class Registered:
         return dict(Counter(place.key for place in self.places(None)).most_common())
 
 
-def plain(text: str) -> str:
+def plain(text: str, most: int = 200) -> str:
     """Without what would move the cursor about, and of bounded length."""
-    shown = "".join(character if character.isprintable() else "?" for character in text[:200])
-    return shown if len(text) <= 200 else f"{shown}..."
+    shown = "".join(character if character.isprintable() else "?" for character in text[:most])
+    return shown if len(text) <= most else f"{shown}..."
 
 
 def ago(since: float) -> str:
@@ -114,9 +119,9 @@ def _server(said: Any) -> Iterator[Place]:
 def _place(key: str, address: Any, state: str | None = None, since: float | None = None) -> Place:
     match address:
         case [str(host), int(port)] if _is_host(host) and 0 < port < 65536 and not isinstance(port, bool):
-            host = host.removeprefix("[").removesuffix("]")
-            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            return Place(key, host, port, shown, state, since)
+            url = place_url(host, port)
+            shown = str(url) if url.scheme == "tls" else str(url).removeprefix("tcp://")
+            return Place(key, url.host, port, shown, state, since, url)
     return Place(key, "", 0, plain(str(address)), state, since)
 
 

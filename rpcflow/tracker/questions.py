@@ -16,7 +16,7 @@ CONNECT_SECONDS: Final = 30.0
 """A tracker that takes longer to accept and to answer our magic is none."""
 RECEIVE_NBYTES: Final = 1 << 16
 _SECURE_HOST: Final = re.compile(
-    r"tls://(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[\w.-]+))\?"
+    r"tls://(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>\w[\w.-]*))\?"
     r"(?:proxy=(?P<proxy>plain|sha256:[0-9a-f]{64})&)?pin=(?P<pin>sha256:[0-9a-f]{64})",
     re.ASCII,
 )
@@ -56,6 +56,15 @@ def secure_host(host: str, pin: str, proxy: str = "") -> str:
     """
     host = f"[{host}]" if ":" in host else host
     return f"tls://{host}?{f'proxy={proxy}&' if proxy else ''}pin={pin}"
+
+
+def place_url(host: str, port: int) -> Url:
+    """Where that is: a host is a host whatever it looks like, but for what :func:`secure_host` makes of one."""
+    secure = _SECURE_HOST.fullmatch(host)
+    if secure is None:
+        return Url("tcp", host.removeprefix("[").removesuffix("]"), port)
+    query = [(name, secure[name]) for name in ("proxy", "pin") if secure[name]]
+    return Url("tls", secure["six"] or secure["host"], port, query=tuple(query))
 
 
 def request(key: str, priority: int) -> list[Any]:
@@ -101,10 +110,7 @@ def read_grant(answer: Any) -> Grant:
                 check_key(key)
             except ValueError as error:
                 raise ConnectionLostError(f"the tracker named a server with an impossible key: {error}") from None
-            if (secure := _SECURE_HOST.fullmatch(host)) is not None:
-                query = [(name, secure[name]) for name in ("proxy", "pin") if secure[name]]
-                return Grant(Url("tls", secure["six"] or secure["host"], port, query=tuple(query)), key)
-            return Grant(Url("tcp", host.removeprefix("[").removesuffix("]"), port), key)
+            return Grant(place_url(host, port), key)
         case [0, [_, _, _]]:
             raise ConnectionLostError(f"the tracker named a server that cannot be: {_short(answer)}")
     raise ProtocolError(f"the tracker answered {_short(answer)} to a request")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-import attrs
-
 from rpcflow.errors import ConnectionLostError, RPCError
 from rpcflow.protocol.handshake import KeyText, Side
 from rpcflow.protocol.values import Part
@@ -57,10 +55,10 @@ class TlsTransport:
     async def connect(self, url: Url, *, poll: bool | None = None) -> "AsyncTlsChannel":
         from .async_tls import secure
 
-        tls, token = _tls(url), credentials(url)
+        tls, outer, token = _tls(url), _outer(url), credentials(url)
         line: AsyncChannel = await _tcp.connect(_plain(url), poll=poll)
         try:
-            if outer := _outer(url):
+            if outer is not None:
                 line = await secure(line, outer)
             if url.proxy_key is not None:
                 await greet_async(line, KeyText(Side.CLIENT, url.proxy_key))
@@ -75,10 +73,10 @@ class TlsTransport:
     def connect_blocking(
         self, url: Url, *, deadline: float | None = None, poll: bool | None = None
     ) -> "BlockingTlsChannel":
-        tls, token = _tls(url), credentials(url)
+        tls, outer, token = _tls(url), _outer(url), credentials(url)
         line: BlockingChannel = _tcp.connect_blocking(_plain(url), deadline=deadline, poll=poll)
         try:
-            if outer := _outer(url):
+            if outer is not None:
                 line = secure_blocking(line, outer, deadline)
             if url.proxy_key is not None:
                 greet(line, KeyText(Side.CLIENT, url.proxy_key), deadline)
@@ -110,17 +108,22 @@ def _outer(url: Url) -> "ClientTls | None":
     """TLS to the proxy itself, where it is spoken to by that."""
     from rpcflow.security.client_context import ClientTls
 
+    outer = proxy_url(url) if "proxy" in dict(url.query) else None
+    return ClientTls.of(outer) if outer is not None and outer.scheme == "tls" else None
+
+
+def proxy_url(url: Url) -> Url:
+    """The proxy itself, where an address is that of a server behind one."""
     given = dict(url.query)
-    how = given.pop("proxy", "plain")
+    how = given.pop("proxy")
     if how == "plain":
-        return None
+        return _plain(url)
+    given.pop("name", None)
+    given.pop("pin", None)
     if how != "ca":
         given.pop("ca", None)
         given["pin"] = how
-    else:
-        given.pop("pin", None)
-    given.pop("name", None)
-    return ClientTls.of(attrs.evolve(url, query=tuple(given.items())))
+    return Url("tls", url.host, url.port, query=tuple(given.items()))
 
 
 def secure_blocking(line: BlockingChannel, tls: "ClientTls", deadline: float | None) -> "BlockingTlsChannel":

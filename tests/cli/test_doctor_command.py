@@ -47,7 +47,8 @@ def test_command_there() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tls://localhost:9091"], "known are: "),
+        (["https://localhost:9091"], "known are: "),
+        (["tls://localhost:9091?pins=1"], "known are "),
         (["popen:///bin/true"], "no tracker or proxy behind it"),
         (["serial:///dev/null"], "no tracker or proxy behind it"),
         (["host:99999"], "not a port"),
