@@ -41,6 +41,7 @@ class LauncherProcess:
         self._control = control
         self._ended: dict[int, Callable[[int], None]] = {}
         self._scratch: str | None = None
+        self._init: int | None = None
         self.alive = True
         self.gone = anyio.Event()
 
@@ -57,16 +58,24 @@ class LauncherProcess:
                 wrapper = sandbox.prefix(config)
             except sandbox.SandboxError as error:
                 raise LaunchError(str(error)) from error
+        info, info_write = os.pipe() if wrapper else (-1, -1)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
                 ours.setblocking(False)
-                process = _start(config, theirs.fileno(), wrapper)
+                process = _start(config, theirs.fileno(), wrapper, info_write)
         except BaseException:
             ours.close()
+            if wrapper:
+                os.close(info)
             raise
+        finally:
+            if wrapper:
+                os.close(info_write)
         self = cls(process, ours)
         try:
+            if wrapper:
+                self._init = await _first_inside(info)
             message = await self._receive()
             if message is None or "ready" not in message:
                 text = message["failed"] if message else "it ended without a word"
@@ -142,6 +151,12 @@ class LauncherProcess:
             finally:
                 os.close(fd)
         self._process.wait()
+        if self._init is not None:  # all that is in a sandbox is gone with the first process in it
+            try:
+                await anyio.wait_readable(self._init)
+            finally:
+                os.close(self._init)
+                self._init = None
 
     def _clear_up(self) -> None:
         """Remove the folder that it could not remove if it was killed."""
@@ -163,7 +178,26 @@ class LauncherProcess:
             return message
 
 
-def _start(config: WorkerConfig, control: int, wrapper: list[str]) -> subprocess.Popen[bytes]:
+async def _first_inside(info: int) -> int | None:
+    """A handle of the first process in a sandbox, which has been said at ``info``; None if it is gone. Closes that."""
+    data = b""
+    try:
+        while True:
+            await anyio.wait_readable(info)
+            more = os.read(info, 4096)
+            if not more:
+                break
+            data += more
+            if data.rstrip().endswith(b"}"):
+                return os.pidfd_open(json.loads(data)["child-pid"])
+    except ProcessLookupError:
+        pass  # it has ended already
+    finally:
+        os.close(info)
+    return None  # its standard error says why
+
+
+def _start(config: WorkerConfig, control: int, wrapper: list[str], info: int) -> subprocess.Popen[bytes]:
     """Begin its process. By this thread and no other: the kernel's notice of a parent's death, which the launcher
     asks for, is about the thread that began it, and threads of a pool end when they are idle."""
     with tempfile.TemporaryFile() as file:
@@ -173,7 +207,7 @@ def _start(config: WorkerConfig, control: int, wrapper: list[str]) -> subprocess
         environment = {"OPENBLAS_NUM_THREADS": "1", **python_environment(config.sys_path)}
         return subprocess.Popen(
             [
-                *wrapper,
+                *(sandbox.reporting(wrapper, info) if wrapper else ()),
                 sys.executable,
                 *(["-X", "dev"] if sys.flags.dev_mode else []),
                 "-m",
@@ -184,7 +218,7 @@ def _start(config: WorkerConfig, control: int, wrapper: list[str]) -> subprocess
             ],
             stdin=subprocess.DEVNULL,
             stdout=2,
-            pass_fds=(control, file.fileno()),
+            pass_fds=(control, file.fileno(), *((info,) if wrapper else ())),
             start_new_session=True,
             env=environment,
         )

@@ -95,6 +95,11 @@ def prefix(config: WorkerConfig) -> list[str]:
     return command
 
 
+def reporting(command: list[str], fd: int) -> list[str]:
+    """The same command, which says at ``fd`` what the first process inside is outside."""
+    return [command[0], "--info-fd", str(fd), *command[1:]]
+
+
 def _isolation(config: WorkerConfig) -> Iterator[str]:
     yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     if NET not in config.sandbox_grant:

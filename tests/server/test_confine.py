@@ -89,9 +89,14 @@ def look() -> None:
         "c.spin": spin_quietly,
         "c.write": write,
         "c.take": lambda nbytes: int(np.ones(nbytes, np.uint8)[-1]),
-        "c.child_status": lambda: subprocess.run(
-            [sys.executable, "-c", "print(open('/proc/self/status').read())"], capture_output=True, text=True, check=True
-        ).stdout,
+        "c.child_status": lambda: (
+            subprocess.run(
+                [sys.executable, "-c", "print(open('/proc/self/status').read())"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        ),
     }
     for name, function in functions.items():
         rpcflow.register(name, function, override=True)
