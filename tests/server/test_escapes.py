@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rpcflow import sync
 from rpcflow.server.folder import SessionFolder
 
 from .conftest import Host
-from .support import call, connect
+from .support import PATIENCE, call, connect
 
 OPERATIONS: dict[str, Callable[[sync.RPCSession, str], object]] = {
     "upload": lambda session, path: session.upload(b"overwritten", path),
@@ -182,22 +183,17 @@ def test_half_a_character_is_no_path(tmp_path: Path) -> None:
 
 
 FLIP = """
-import os, sys
+import ctypes, os, sys
 inside, outside = sys.argv[1:]
-link, folder, spare = inside + "/x", inside + "/folder", inside + "/link"
-os.mkdir(folder)
-os.symlink(outside, spare)
-os.rename(folder, link)
+os.mkdir(inside + "/x")
+os.symlink(outside, inside + "/link")
+libc = ctypes.CDLL(None, use_errno=True)
+here, exchange = -100, 2
+one, other = os.fsencode(inside + "/x"), os.fsencode(inside + "/link")
 print("ready", flush=True)
-while True:
-    for name, other in ((folder, spare), (spare, folder)):
-        try:
-            os.rename(link, name)
-            os.rename(other, link)
-        except OSError:
-            os.makedirs(folder, exist_ok=True)
-            if not os.path.islink(spare) and not os.path.islink(link):
-                os.symlink(outside, spare)
+while not libc.renameat2(here, one, here, other, exchange):
+    pass
+sys.exit(os.strerror(ctypes.get_errno()))
 """
 
 
@@ -213,7 +209,9 @@ def test_a_link_that_comes_and_goes(tmp_path: Path) -> None:
     try:
         assert flipping.stdout is not None
         flipping.stdout.readline()
-        for _ in range(3000):
+        rounds, deadline = 0, time.monotonic() + PATIENCE
+        while (rounds < 2000 or not refused or not done) and time.monotonic() < deadline:
+            rounds += 1
             for operation in (
                 lambda: folder.write("x/file", b"inside"),
                 lambda: folder.write("x/new/deeper", b"inside"),
@@ -226,10 +224,11 @@ def test_a_link_that_comes_and_goes(tmp_path: Path) -> None:
                 except rpcflow.PermissionDeniedError:
                     refused += 1
                 except OSError:
-                    continue  # at that moment there was neither
+                    continue  # there is no such file at that moment
                 else:
                     done += 1
                     assert got != b"secret"
+        assert flipping.poll() is None
     finally:
         flipping.kill()
         flipping.wait()
