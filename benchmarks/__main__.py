@@ -28,6 +28,7 @@ GROUPS = (
     "pipe",
     "serial",
     "tls",
+    "flood",
 )
 PACKAGES = ("rpcflow", "apache-tvm", "apache-tvm-ffi", "rpyc", "grpcio", "trio", "anyio", "numpy")
 

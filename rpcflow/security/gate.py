@@ -51,15 +51,20 @@ from rpcflow.transports.turns import Budget, FairTurns
 
 from .carrying import Carried, carry
 from .gate_config import GateConfig
-from .server_context import ALPN_WEB, Contexts
+from .server_context import ALPN_PAIR, ALPN_WEB, Contexts
 
 _MESSAGE_NBYTES: Final = 1 << 16
 _LINGER_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.5
+_LOOK_SECONDS: Final = 0.1
+"""For which files that have changed need not count, of a flood each line of which would have us look."""
 _REPORT_SECONDS: Final = 5.0
 _SHARE: Final = 0.5
 """Of one processor, for strangers' handshakes."""
-_ACCEPTS: Final = 16
+_ACCEPTS: Final = 64
+_BACKLOG: Final = 4096
+"""Lines that wait in the kernel to be accepted. What finds no room there tries again after a second, and a friend's
+line is among them."""
 _STEPS_SECONDS: Final = 0.005
 """Time for handshakes before the lines that are through have their turn."""
 _PLAIN_NBYTES: Final = 1 << 20
@@ -88,6 +93,7 @@ class _Line:
     deadline: float
     queued: bool = False
     carried: Carried | None = None
+    pairs: bool = False
     events: tuple[int, int] = (0, -1)
 
     @property
@@ -112,6 +118,9 @@ class Gate:
     def __init__(self, control: socket.socket, config: GateConfig) -> None:
         self._control = control
         self._config = config
+        logging.getLogger("rpcflow").addHandler(_Handler(self._tell))
+        self._logger = logging.getLogger("rpcflow.gate")
+        self._log = LimitedLog(self._logger)
         self._listeners = [socket.socket(fileno=fd) for fd, _ in config.listeners]
         alpns = [alpn for _, alpn in config.listeners]
         self._contexts = Contexts(config.tls, alpns or ["rpcflow"])
@@ -122,9 +131,6 @@ class Gate:
             strangers_per_address=config.strangers_per_address,
         )
         self._turns: FairTurns[_Line] = FairTurns(drop=self._give_way)
-        logger = logging.getLogger("rpcflow.gate")
-        logger.addHandler(_Handler(self._tell))
-        self._log = LimitedLog(logger)
         self._budget = Budget(_SHARE, time.monotonic)
         self._epoll = select.epoll()
         self._by_fd: dict[int, tuple[Literal["tls", "plain"], _Line]] = {}
@@ -136,6 +142,7 @@ class Gate:
         self._carriers: dict[int, _Line] = {}
         self._alive, self._alive_write = os.pipe2(os.O_CLOEXEC)
         self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._tick_at = 0.0
         self._look_at = 0.0
         self._report_at = 0.0
 
@@ -147,12 +154,15 @@ class Gate:
         self._epoll.register(self._wakeup, select.EPOLLIN)
         for listener in self._listeners:
             listener.setblocking(False)
+            listener.listen(_BACKLOG)
             self._epoll.register(listener, select.EPOLLIN)
         listeners = {listener.fileno(): i for i, listener in enumerate(self._listeners)}
         self._tell({"ready": os.getpid()})
         while True:
             ready: dict[int, tuple[int, int]] = {}
-            for fd, events in self._epoll.poll(self._pause()):
+            found = self._epoll.poll(self._pause())
+            self._watch_clock()  # before whoever comes now, however long we have slept: for a new client, a new file
+            for fd, events in found:
                 if fd == self._control.fileno():
                     if not self._command():
                         return
@@ -177,7 +187,6 @@ class Gate:
                 if line.number in self._lines:
                     self._move(line, 0, 0)
             self._shake()
-            self._watch_clock()
 
     # ---- the service
 
@@ -209,10 +218,8 @@ class Gate:
         """Tell the service; False if it takes no more just now."""
         try:
             socket.send_fds(self._control, [json.dumps(message).encode()], list(fds), socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except ConnectionError:
-            pass  # it is gone, as the next look at the control socket tells
+        except OSError:
+            return False  # or it is gone, as the next look at the control socket tells
         return True
 
     # ---- strangers
@@ -257,6 +264,8 @@ class Gate:
             sock.close()
             if ticket is not None:
                 ticket.leave()
+            if listener == _GIVEN:
+                self._tell({"broken": -number, "why": ""})
             return
         line = _Line(number, listener, host, port, tls, ticket, time.monotonic() + self._config.handshake_timeout)
         self._lines[number] = line
@@ -273,11 +282,13 @@ class Gate:
             line.queued = True
             self._listen(line, (0, -1))
         else:
-            self._remove(line)
+            self._give_way(line)
 
     def _give_way(self, line: _Line) -> None:
         """Too many wait for their turns."""
         line.queued = False
+        if line.listener == _GIVEN:
+            self._tell({"broken": -line.number, "why": "too many wait for their TLS handshake"})
         self._remove(line)
 
     def _shake(self) -> None:
@@ -290,7 +301,7 @@ class Gate:
             line.queued = False
             if line.number not in self._lines:
                 continue
-            begin = time.monotonic()
+            begin = time.thread_time()  # what others take meanwhile is not strangers' share
             try:
                 line.tls.do_handshake()
             except ssl.SSLWantReadError:
@@ -301,13 +312,16 @@ class Gate:
                 self._failed(line, _why(error))
             else:
                 self._shaken(line)
-            self._budget.spent(time.monotonic() - begin)
+            self._budget.spent(time.thread_time() - begin)
 
     def _failed(self, line: _Line, why: str) -> None:
         if line.listener == _GIVEN:
             self._tell({"broken": -line.number, "why": why})
         if why:
             self._log.info("handshake", "%s: %s", line.name, why)
+        if line.queued:
+            self._turns.discard(line)
+            line.queued = False
         try:
             line.tls.shutdown(socket.SHUT_WR)
         except OSError:
@@ -368,6 +382,7 @@ class Gate:
             ours.close()
             self._remove(line)
             return
+        line.pairs = alpn == ALPN_PAIR
         line.carried = Carried(tls, ours)
         self._by_fd[ours.fileno()] = ("plain", line)
         self._move(line, select.EPOLLIN, 0)
@@ -379,6 +394,8 @@ class Gate:
         assert carried is not None
         number = carried.plain.fileno()
         carried.move(tls, plain)
+        if line.pairs:
+            self._look_at = 0.0  # by the time its client hears that it is known, it is
         if carried.ending and line not in self._ending and not carried.over:
             self._by_fd.pop(number, None)  # the kernel has forgotten it at its close
             line.events = (line.events[0], -1)
@@ -492,26 +509,28 @@ class Gate:
         """How long there is nothing to do unless somebody says something."""
         if self._restless:
             return 0.0
-        pause = _TICK_SECONDS if self._shaking or self._ending else None
+        pause = _TICK_SECONDS if self._shaking or self._ending or self._admission.shed else None
         if self._turns:
             pause = min(max(self._budget.ready_in(), 0.0), _TICK_SECONDS)
         return pause
 
     def _watch_clock(self) -> None:
         now = time.monotonic()
-        if now < self._look_at:
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_SECONDS
+            self._contexts.refresh()
+        if now < self._tick_at:
             return
-        self._look_at = now + _TICK_SECONDS
+        self._tick_at = now + _TICK_SECONDS
         for line in [line for line in self._shaking if line.deadline <= now]:
             self._failed(line, "did not finish the TLS handshake in time")
         for line in [line for line, until in self._ending.items() if until <= now]:
             self._remove(line)
-        self._contexts.refresh()
         if now >= self._report_at:
-            self._report_at = now + _REPORT_SECONDS
             report = self._admission.report()
             if report:
-                self._log.warning("turned away", "%s", report)
+                self._report_at = now + _REPORT_SECONDS
+                self._logger.warning("%s", report)  # in our own words, and seldom
 
 
 def _why(error: Exception) -> str:

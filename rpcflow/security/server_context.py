@@ -20,6 +20,8 @@ from . import need
 ALPN: Final = "rpcflow"
 ALPN_PAIR: Final = "rpcflow-pair/1"
 ALPN_WEB: Final = "http/1.1"
+_NAME_CHARACTERS: Final = 64
+"""Of a common name, as X.520 has it."""
 _log: Final = logging.getLogger("rpcflow.security")
 
 
@@ -75,7 +77,8 @@ def make_context(settings: TlsSettings, alpn: str = ALPN) -> ssl.SSLContext:
     try:
         context.load_cert_chain(settings.identity)
     except ssl.SSLError as error:
-        raise ValueError(f"{settings.identity} holds no key with its certificate: {error.reason}") from None
+        why = error.reason or "it is no PEM file"
+        raise ValueError(f"{settings.identity} holds no key with its certificate: {why}") from None
     trusted = 0
     if settings.client_ca is not None:
         try:
@@ -149,6 +152,8 @@ class Contexts:
         serial = int(shown["serialNumber"], 16)
         issuer = _common_name(shown.get("issuer", ()))
         subject = _common_name(shown.get("subject", ()))
+        if len(subject) > _NAME_CHARACTERS:
+            raise AuthenticationError("the name in the certificate is too long")
         if (issuer, serial) in self._revoked:
             raise AuthenticationError(f"the certificate of {subject!r} has been revoked")
         from .pins import pin_of
