@@ -2,14 +2,12 @@
 """The client's end of pairing: over a channel that stands, and with the line and the files that belong to it."""
 
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 import anyio
 import attrs
-from anyio.abc import ByteStream
-from anyio.streams.tls import TLSAttribute, TLSStream
 
 from rpcflow.errors import (
     AuthenticationError,
@@ -18,10 +16,12 @@ from rpcflow.errors import (
     ProtocolError,
     WaitTimeoutError,
 )
-from rpcflow.protocol.values import FilePayload, Part
+from rpcflow.transports.async_tls import secure
 from rpcflow.transports.base import AsyncChannel
+from rpcflow.transports.tcp import transport
 from rpcflow.transports.url import Url
 
+from .client_context import ClientTls
 from .pairing import ClientConversation, read_code
 from .pairing_frames import pack_introduction
 from .pairing_line import FrameLine
@@ -31,7 +31,6 @@ from .server_context import ALPN_PAIR
 TIMEOUT_SECONDS: Final = 130.0
 """Somewhat longer than a server keeps anyone waiting."""
 _CONNECT_SECONDS: Final = 15.0
-_LOST: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)  # ssl's errors are OSErrors
 
 
 @attrs.frozen
@@ -151,66 +150,28 @@ async def connected(url: Url) -> AsyncIterator[tuple[AsyncChannel, str]]:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols([ALPN_PAIR])
+    line: AsyncChannel | None = None
     try:
-        with anyio.fail_after(_CONNECT_SECONDS):
-            plain = await anyio.connect_tcp(url.host, url.port)
-    except (OSError, TimeoutError) as error:
+        with anyio.move_on_after(_CONNECT_SECONDS):
+            line = await transport.connect(Url("tcp", url.host, url.port), poll=False)
+    except ConnectionLostError as error:
         raise ConnectionLostError(f"nobody answers at {url}: {error}") from error
-    stream: ByteStream = plain
+    if line is None:
+        raise ConnectionLostError(f"nobody answers at {url} within {_CONNECT_SECONDS:g} s")
     try:
         try:
             with anyio.fail_after(_CONNECT_SECONDS):
-                stream = tls = await TLSStream.wrap(plain, server_side=False, hostname=url.host, ssl_context=context)
+                line = tls = await secure(line, ClientTls(str(url), context, url.host, None, None))
         except TimeoutError:
             raise ProtocolError(f"{url} does not answer as TLS does") from None
-        except (*_LOST, anyio.EndOfStream) as error:
+        except (AuthenticationError, ConnectionLostError, ProtocolError) as error:
             raise ProtocolError(f"{url} speaks no TLS 1.3: is the server started with --tls?") from error
-        if tls.extra(TLSAttribute.alpn_protocol, None) != ALPN_PAIR:
+        if tls.protocol != ALPN_PAIR:
             raise PermissionDeniedError(f"{url} is not pairing: start the server with --pair")
-        shown = tls.extra(TLSAttribute.peer_certificate_binary)
-        assert shown is not None, "TLS servers show a certificate"
         try:
-            server_pin = pin_of(shown)
+            server_pin = pin_of(tls.certificate)
         except ValueError as error:
             raise ProtocolError(f"{url} shows {error}") from None
-        yield _TlsChannel(tls), server_pin
+        yield tls, server_pin
     finally:
-        await anyio.aclose_forcefully(stream)
-
-
-class _TlsChannel:
-    """A TLS stream as a channel. Whoever opened the stream closes it."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._open = True
-
-    async def send(self, parts: Sequence[Part]) -> None:
-        data = bytearray()
-        for part in parts:
-            if isinstance(part, FilePayload):
-                raise TypeError("files are not sent here")
-            data += part
-        self._check()
-        try:
-            await self._stream.send(bytes(data))
-        except _LOST as error:
-            raise ConnectionLostError(f"the line is gone: {error}") from error
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        self._check()
-        try:
-            data = await self._stream.receive(len(buffer))
-        except anyio.EndOfStream:
-            return 0
-        except _LOST as error:
-            raise ConnectionLostError(f"the line is gone: {error}") from error
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._open = False
-
-    def _check(self) -> None:
-        if not self._open:
-            raise ConnectionLostError("the connection is closed")
+        line.close()

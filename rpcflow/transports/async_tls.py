@@ -58,6 +58,16 @@ class AsyncTlsChannel:
         """The line's, if it has one."""
         return getattr(self._line, "socket", None)
 
+    @property
+    def certificate(self) -> bytes:
+        """The other end's certificate, DER."""
+        return self._stream.certificate
+
+    @property
+    def protocol(self) -> str | None:
+        """What is spoken inside."""
+        return self._stream.protocol
+
     async def send(self, parts: Sequence[Part]) -> None:
         self._check_open()
         if not self._whole:

@@ -21,7 +21,7 @@ from rpcflow.security.known import KnownClients, KnownHosts
 from rpcflow.security.pairing_desk import PairingDesk
 from rpcflow.security.pins import pin_of
 from rpcflow.transports.tcp import listen
-from tests.security.pairing_support import MALLORY, SERVER, Clock, pin
+from tests.security.pairing_support import MALLORY, SERVER, Clock, StreamChannel, pin
 from tests.security.test_pairing_client import listening, over_tls, server_context
 
 
@@ -52,13 +52,11 @@ class Server:
 
 @pytest.fixture(params=["rpcflow-pair/1"])
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    from rpcflow.security.pairing_client import _TlsChannel
-
     clock, folder = Clock(), tmp_path / "server"
     desk = PairingDesk(pin(SERVER), KnownClients(folder), clock=clock, sleep=clock.sleep)
     accept = over_tls(
         server_context(SERVER, tmp_path, request.param),
-        lambda stream: desk.serve(_TlsChannel(stream), "somebody"),
+        lambda stream: desk.serve(StreamChannel(stream), "somebody"),
     )
     with anyio.from_thread.start_blocking_portal("trio") as portal:
         with portal.wrap_async_context_manager(listening(accept)) as url:

@@ -11,14 +11,15 @@ from typing import Any
 
 import anyio
 import attrs
+from anyio.abc import ByteStream
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from rpcflow.errors import RPCError
-from rpcflow.protocol.values import Part
+from rpcflow.errors import ConnectionLostError, RPCError
+from rpcflow.protocol.values import FilePayload, Part
 from rpcflow.security.pairing_client import Paired, pair
 from rpcflow.security.pairing_desk import PairingDesk
 from rpcflow.security.pins import pin_of
@@ -149,3 +150,29 @@ class Tapped:
 
     def close(self) -> None:
         self._channel.close()
+
+
+class StreamChannel:
+    """A stream as a channel. Whoever opened the stream closes it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    async def send(self, parts: Sequence[Part]) -> None:
+        try:
+            await self._stream.send(b"".join(part for part in parts if not isinstance(part, FilePayload)))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ConnectionLostError(str(error)) from error
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        try:
+            data = await self._stream.receive(len(buffer))
+        except anyio.EndOfStream:
+            return 0
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+            raise ConnectionLostError(str(error)) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        pass
