@@ -306,7 +306,7 @@ async def test_a_cancelled_send_ends(opened: Opened, kind: str) -> None:
             tasks.cancel_scope.cancel()
         near.close()
         if kind.endswith(("tls", "wss")):  # there a stream that was cut is not taken for one that has ended
-            with pytest.raises(ConnectionLostError, match="without a goodbye|reset"):
+            with pytest.raises(ConnectionLostError, match=r"without a goodbye|reset"):
                 await take(far, 64 << 20)
         else:
             assert len(await take(far, 64 << 20)) < 64 << 20

@@ -66,7 +66,7 @@ def test_third_party(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("pigeon", f"{__name__}:pigeons", "rpcflow.transports")
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]).select(group=group))
     assert find_transport("pigeon") is pigeons
-    with pytest.raises(ValueError, match=r"known are: pigeon, popen, .*tcp, unix"):
+    with pytest.raises(ValueError, match=r"known are: pigeon, popen, .*tcp, tls, unix"):
         find_transport("gopher")
     with pytest.raises(rpcflow.ConnectionLostError, match="without an answer"):
         sync.connect("pigeon://coop:7/nest?wings=2")
