@@ -132,8 +132,8 @@ class Walk:
         return TERMINAL.sub(lambda name: self._terminals.get(name[0], name[0]), text)
 
     def _learn(self, shown: str, said: str) -> str:
-        """A line that was said as the page would show it: with the page's pins, tokens and codes for the real ones, which
-        are put in their places from now on."""
+        """A line that was said as the page would show it: with the page's pins, tokens and codes for the real ones,
+        which are put in their places from now on."""
         secrets, real = SECRET.findall(shown), SECRET.findall(said)
         if SECRET.sub("*", shown.strip()) != SECRET.sub("*", said.strip()):
             return said

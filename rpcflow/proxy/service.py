@@ -19,7 +19,7 @@ from rpcflow.security.protection import check_reach, protect
 from rpcflow.security.rights import Rights
 from rpcflow.security.server_context import ALPN, ALPN_WEB
 from rpcflow.session.wire_errors import error_packet
-from rpcflow.transports import Url, check_transport, tcp
+from rpcflow.transports import Url, check_transport, check_url, tcp
 from rpcflow.transports.accepting import HANDSHAKE_SECONDS, end_tasks
 from rpcflow.transports.bridge import carry
 from rpcflow.transports.descriptors import connection_limit
@@ -119,6 +119,7 @@ class Proxy:
         self._tracker = None if tracker_addr is None else tracker_url(tracker_addr)
         if self._tracker is not None:
             check_transport(self._tracker.scheme)
+            check_url(self._tracker)
         self._pairing: Pairing[Peer] = (
             PlainPairing(timeout_client, timeout_server) if self._tracker is None else TrackedPairing()
         )

@@ -42,7 +42,7 @@ from typing import Any, Final, Literal, NoReturn
 import attrs
 
 from rpcflow.errors import AuthenticationError
-from rpcflow.server.processes import die_with_parent
+from rpcflow.server.processes import die_with_parent, prctl
 from rpcflow.transports.admission import Admission, Ticket, network
 from rpcflow.transports.descriptors import raise_limit
 from rpcflow.transports.logs import LimitedLog
@@ -68,6 +68,7 @@ line is among them."""
 _STEPS_SECONDS: Final = 0.005
 """Time for handshakes before the lines that are through have their turn."""
 _PLAIN_NBYTES: Final = 1 << 20
+_PR_SET_DUMPABLE: Final = 4
 _GIVEN: Final = -1
 """Number of the listener of lines that the service has given us."""
 _REASONS: Final = {
@@ -553,6 +554,7 @@ def main(argv: Sequence[str]) -> int:
     for fd, _ in config.listeners:
         os.set_inheritable(fd, False)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    prctl(_PR_SET_DUMPABLE, 0)  # other processes of our user, which may run anybody's code, cannot look into this one
     logging.getLogger().setLevel(logging.INFO)
     raise_limit()
     try:

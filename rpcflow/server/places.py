@@ -4,7 +4,7 @@
 import os
 from typing import Any
 
-from rpcflow.transports import Url, check_transport
+from rpcflow.transports import Url, check_transport, check_url
 from rpcflow.transports import tcp as tcp_transport
 from rpcflow.transports.url import tracker_url
 
@@ -37,6 +37,7 @@ def proxy_url(host: str, port: int, insecure: bool) -> Url:
     """
     url = Url.parse(host, port)
     check_transport(url.scheme)
+    check_url(url)
     if not insecure and url.scheme in ("tcp", "ws") and not tcp_transport.is_loopback(url.host):
         raise ValueError(
             f"the line to the proxy {url} is not encrypted, and whoever reaches that can run code here: "
@@ -57,6 +58,7 @@ def registering_url(tracker_addr: Any, custom_addr: str | None, unix: str | None
         return None
     url = tracker_url(tracker_addr)
     check_transport(url.scheme)
+    check_url(url)
     if unix is not None:
         raise ValueError("a tracker sends clients to a host and a port, so a server at a Unix socket cannot register")
     return url

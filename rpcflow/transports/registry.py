@@ -9,6 +9,8 @@ from .base import Transport
 from .url import Url
 
 _GROUP: Final = "rpcflow.transports"
+_OPEN: Final = frozenset({"tcp", "ws"})
+_TRUST: Final = frozenset({"ca", "identity", "pin"})
 _OWN: Final = {
     "popen": "rpcflow.transports.popen",
     "serial": "rpcflow.transports.serial",
@@ -64,9 +66,12 @@ def check_url(url: Url) -> Url:
     """The same address, if its transport can make sense of it.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot; or it says whom to trust on a line that is not encrypted, which nothing would come of.
     """
-    check = getattr(find_transport(url.scheme), "check_url", None)
+    transport = find_transport(url.scheme)
+    check = getattr(transport, "check_url", None)
     if check is not None:
         check(url)
+    elif url.scheme in _OPEN and (names := sorted(_TRUST & {name for name, _ in url.query})):
+        raise ValueError(f"{url}: {', '.join(names)}: that is for lines with TLS (tls://, wss://), which this is not")
     return url

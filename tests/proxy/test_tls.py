@@ -261,6 +261,8 @@ def test_addresses_that_make_no_sense() -> None:
         (f"tls://{HOST}:1", {"pin": "nonsense"}),
         (f"tcp://{HOST}:1", {"pin": f"sha256:{'0' * 64}"}),
         (f"tcp://{HOST}:1", {"ca": "lab"}),
+        (f"tcp://{HOST}:1?pin=sha256:{'0' * 64}", {}),
+        (f"ws://{HOST}:1/ws?ca=lab", {}),
         (f"tcp://{HOST}:1", {"identity": "ada"}),
         (f"tcp://{HOST}:1", {"token": "with spaces"}),
         (f"tls://{HOST}:1?pin=sha256:{'0' * 64}", {"pin": f"sha256:{'0' * 64}"}),

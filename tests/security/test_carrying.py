@@ -10,14 +10,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpcflow.security.carrying import SMALL_NBYTES, Carried, carry
-
 from tests.certificates import write_pem
 
 Lines = tuple[ssl.SSLSocket, Carried, socket.socket]
@@ -239,7 +237,7 @@ def test_a_client_that_does_not_read_what_it_is_told_at_the_end(lines: Lines) ->
 
 
 def test_a_blocked_server_learns_that_its_client_has_gone(lines: Lines) -> None:
-    client, carried, served = lines
+    client, carried, _ = lines
     client.setblocking(False)
     try:
         while True:

@@ -152,7 +152,7 @@ def test_an_expired_certificate(lab: Lab, said: Callable[[], list[str]]) -> None
     with pytest.raises((ValueError, AuthenticationError), match="expired"):
         lab.connect(identity="late")
     assert nobody_was_served(lab)
-    with raw(lab, identity="late") as tls, pytest.raises(ssl.SSLError, match="(?i)expired"):
+    with raw(lab, identity="late") as tls, pytest.raises(ssl.SSLError, match=r"(?i)expired"):
         tls.recv(1)
     until(said, "a line in the log")
     assert "certificate" in said()[0]
@@ -190,7 +190,7 @@ def raw(lab: Lab, identity: str = "ada", most: ssl.TLSVersion | None = None, alp
 
 
 def test_tls_1_2(lab: Lab, said: Callable[[], list[str]]) -> None:
-    with pytest.raises(ssl.SSLError, match="(?i)version"):
+    with pytest.raises(ssl.SSLError, match=r"(?i)version"):
         raw(lab, most=ssl.TLSVersion.TLSv1_2)
     until(said, "a line in the log")
     assert "TLS 1.3" in said()[0]
@@ -279,7 +279,7 @@ def test_a_token_that_came_over_such_a_line() -> None:
 
 def test_a_function_outside_the_policy(lab: Lab) -> None:
     with lab.connect() as session:
-        with pytest.raises(PermissionDeniedError, match="t.segfault"):
+        with pytest.raises(PermissionDeniedError, match=r"t\.segfault"):
             session.get_function("t.segfault")
         assert session.get_function("t.echo")(2) == 2
 
