@@ -50,12 +50,16 @@ class Carried:
         self._no_more_in = False
 
     def grow(self, nbytes: int) -> None:
-        """Take larger buffers from now on."""
-        if self._to_plain is None:
-            self._in = memoryview(bytearray(nbytes))
-        if self._to_tls is None:
-            self._out = memoryview(bytearray(nbytes))
+        """Take larger buffers from now on; where something is held, as soon as it has gone."""
         self._nbytes = nbytes
+        if self._to_plain is None:
+            self._in = self._grown(self._in)
+        if self._to_tls is None:
+            self._out = self._grown(self._out)
+
+    def _grown(self, buffer: memoryview) -> memoryview:
+        """For a buffer in which nothing is held."""
+        return buffer if len(buffer) >= self._nbytes else memoryview(bytearray(self._nbytes))
 
     def wants(self) -> tuple[int, int]:
         """What to poll for: at the TLS socket, and at the plain one (-1: not at all)."""
@@ -156,6 +160,7 @@ class Carried:
 
     def _fill(self) -> tuple[int, bool]:
         """Decrypt as much as is there; how much, and whether that was the end."""
+        self._in = self._grown(self._in)
         count = 0
         try:
             while count < self._nbytes:
@@ -194,6 +199,7 @@ class Carried:
     def _take_out(self) -> None:
         for _ in range(_ROUNDS):
             if self._to_tls is None:
+                self._out = self._grown(self._out)
                 try:
                     count = self.plain.recv_into(self._out)
                 except BlockingIOError:
@@ -210,13 +216,13 @@ class Carried:
                 self._to_tls = None
 
     def _say_goodbye(self) -> None:
-        if self._no_more_in:
-            self.over = True
-            return
         try:
             self.tls.unwrap()
         except (OSError, ValueError):
             pass  # what comes next is for nobody, and is thrown away unread
+        if self._no_more_in:
+            self.over = True
+            return
         self.ending = True
         self.plain.close()
         try:
@@ -251,6 +257,7 @@ def carry(line: Carried, linger: float, alive: int | None = None, poll: bool | N
     polling = AdaptivePolling(poll)
     registered: tuple[int, int] = (-1, -1)
     usual = False
+    until = 0.0  # when the other end has had its time to read our goodbye, whatever it goes on saying
     while not line.over:
         if not usual:
             wanted = line.wants()
@@ -265,10 +272,14 @@ def carry(line: Carried, linger: float, alive: int | None = None, poll: bool | N
                 if usual:
                     continue
         else:
-            found = poller.poll(0 if line.restless else linger * 1000 if line.ending else None)
+            pause = None
+            if line.ending:
+                until = until or time.monotonic() + linger
+                pause = max(0.0, until - time.monotonic()) * 1000
+            found = poller.poll(0 if line.restless else pause)
         usual = False
         ready = dict(found)
-        if alive in ready or (not ready and line.ending):
+        if alive in ready or (line.ending and (not ready or time.monotonic() >= until)):
             break
         line.move(ready.get(tls, 0), ready.get(plain, 0))
         if line.ending and registered[1] != -1:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -178,6 +179,50 @@ def test_the_client_says_goodbye(lines: Lines) -> None:
     assert carried.over
 
 
+def test_a_client_that_says_goodbye_first_hears_one_too(lines: Lines) -> None:
+    """What it is told in answer may have been cut otherwise."""
+    client, carried, served = lines
+    client.send(b"question")
+    client.setblocking(False)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.unwrap()
+    settle(carried)
+    assert served.recv(100) == b"question"
+    assert served.recv(100) == b""
+    served.send(b"answer")
+    served.close()
+    settle(carried)
+    carried.close()
+    client.setblocking(True)
+    assert client.recv(100) == b"answer"
+    client.unwrap()  # ssl raises where the line was cut
+
+
+def test_larger_buffers_while_something_is_held(lines: Lines) -> None:
+    """A client may say much before its session begins."""
+    client, carried, served = lines
+    client.setblocking(False)
+    served.setblocking(False)
+    block = bytes(range(256)) * 1024
+    sent = got = 0
+    while carried._to_plain is None:
+        with contextlib.suppress(ssl.SSLWantWriteError):
+            sent += client.send(block[sent % 256 :])
+        turn(carried)
+    carried.grow(8 * SMALL_NBYTES)
+    while got < 3 << 20:
+        with contextlib.suppress(ssl.SSLWantWriteError):
+            sent += client.send(block[sent % 256 :])
+        turn(carried)
+        with contextlib.suppress(BlockingIOError):
+            data = served.recv(1 << 18)
+            assert data == (block * 2)[got % 256 : got % 256 + len(data)]
+            assert data
+            got += len(data)
+    assert len(carried._in) == 8 * SMALL_NBYTES
+    assert not carried.over
+
+
 def test_the_client_goes_without_a_word(lines: Lines) -> None:
     client, carried, served = lines
     client.send(b"last")
@@ -249,6 +294,29 @@ def test_a_blocked_server_learns_that_its_client_has_gone(lines: Lines) -> None:
     raw.close()
     settle(carried)
     assert carried.over
+
+
+def test_a_client_that_goes_on_talking_holds_nobody_up(contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """A goodbye has its time to be read, and no more."""
+    client, carried, served = joined(contexts)
+    served.close()
+    talking = threading.Event()
+
+    def talk() -> None:
+        with contextlib.suppress(OSError), client:
+            while not talking.wait(0.01):
+                socket.socket.send(client, b"x")
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    carry_thread = threading.Thread(target=carry, args=(carried, 0.1))
+    carry_thread.start()
+    carry_thread.join(30)
+    ended = not carry_thread.is_alive()
+    talking.set()
+    thread.join()
+    carry_thread.join()
+    assert ended
 
 
 @pytest.mark.parametrize("end", ["the gate", "the client", "the client, cut", "the server"])
