@@ -53,9 +53,9 @@ class Opened:
 
     def served(self, line: socket.socket) -> Visitor:
         """Who it is for the service; that bytes go both ways is seen to."""
-        port = line.getsockname()[1]
+        place = line.getsockname()
         sock, visitor = until(
-            lambda: next((pair for pair in self.lines if pair[1].port == port), None), "the line coming in"
+            lambda: next((pair for pair in self.lines if (pair[1].host, pair[1].port) == place), None), "its coming in"
         )
         line.sendall(b"ping")
         sock.setblocking(True)
