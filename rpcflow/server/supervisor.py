@@ -235,6 +235,12 @@ class Server:
             await self._be_found()
             self._stack = stack.pop_all()
         _log.log(self._log_level, "serving at %s", self.url)
+        if self._protection.tls is not None and self._protection.open and not tcp_transport.is_loopback(self.host):
+            _log.warning(
+                "whoever reaches %s is served, though in secret: pair, require_client or policy (--pair ...) lets in "
+                "only those who are known",
+                self.host,
+            )
         return self
 
     async def __aexit__(

@@ -251,3 +251,15 @@ def test_key_and_port_are_said(run: Run) -> None:
                 assert "1 connections" in repr(server)
 
     run(main)
+
+
+@pytest.mark.parametrize("options", [{}, {"require_client": True}], ids=["for all", "for those who are known"])
+def test_encrypted_listens_everywhere(host: Host, caplog: pytest.LogCaptureFixture, options: dict[str, Any]) -> None:
+    with host(host="0.0.0.0", tls=True, **options) as server:
+        assert str(server.url).startswith(f"tls://0.0.0.0:{server.port}?pin=sha256:")
+        if not options:
+            url = str(server.url).replace("0.0.0.0", HOST)
+            with sync.connect(url, wait_timeout=30) as session:
+                assert call(session, "t.echo", 17) == 17
+    warned = [record for record in caplog.records if "whoever reaches" in record.getMessage()]
+    assert bool(warned) is not bool(options)
