@@ -192,7 +192,10 @@ class Gate:
     # ---- the service
 
     def _command(self) -> bool:
-        data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4))
+        try:
+            data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4))
+        except ConnectionError:
+            return False  # it has gone, and not heard all that we had to say
         if not data:
             return False
         fds = array.array("i")
@@ -203,6 +206,9 @@ class Gate:
         message = json.loads(data)
         if "secure" in message:
             host, port = message["address"]
+            if not fds:  # out of descriptors
+                self._tell({"broken": message["secure"], "why": "there is no room for it"})
+                return True
             self._begin(socket.socket(fileno=fds[0]), _GIVEN, host, port, None, -message["secure"])
         elif "known" in message:
             line = self._lines.get(message["known"])
@@ -359,7 +365,12 @@ class Gate:
             certificate = self._contexts.check(tls)
         except AuthenticationError as error:
             refused = str(error)
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._log.error("no plain line", "%s is closed: %s", line.name, error)  # out of descriptors
+            self._failed(line, "")
+            return
         try:
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PLAIN_NBYTES)

@@ -158,8 +158,12 @@ class Contexts:
             raise AuthenticationError(f"the certificate of {subject!r} has been revoked")
         from .pins import pin_of
 
+        try:
+            pin = pin_of(der)
+        except ValueError:  # OpenSSL takes more than others do
+            raise AuthenticationError("the client certificate makes no sense") from None
         # What a paired client calls itself in a certificate of its own says nothing.
-        return ClientCertificate(pin_of(der), "" if shown["subject"] == shown["issuer"] else subject)
+        return ClientCertificate(pin, "" if shown["subject"] == shown["issuer"] else subject)
 
 
 def _common_name(name: Any) -> str:

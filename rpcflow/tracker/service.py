@@ -128,7 +128,8 @@ class Tracker:
             door = Door(
                 listeners,
                 self._hub.welcome,
-                DoorLimits.of(connection_limit(_MAX_CONNECTIONS)),
+                # The gate, if there is one, has two for each: the line, and its plain end.
+                DoorLimits.of(connection_limit(_MAX_CONNECTIONS, each=1 if self._protection.tls is None else 2)),
                 _log,
                 tls=self._protection.tls,
                 handshake_timeout=self._handshake_timeout,

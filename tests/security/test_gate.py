@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import logging
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -280,6 +281,49 @@ def test_revoked_while_it_runs(backend: str, config: Path) -> None:
             assert door.served(line).subject == "ada"
         revoke("ada", "lab")
         until(lambda: "revoked" in (_refused(door, "ada") or ""), "her being refused")
+
+
+def test_a_certificate_that_openssl_alone_understands(config: Path, tmp_path: Path) -> None:
+    """An authority has signed it, version 2 of what has three."""
+    init_authority("lab")
+    issue("own", "lab", hosts=["localhost"], client=False)
+    issue("ada", "lab", server=False)
+    signing = load_pem_private_key((config / "authorities" / "lab.pem").read_bytes(), None)
+    assert isinstance(signing, ec.EllipticCurvePrivateKey)
+    mine = identity_path("ada").read_bytes()
+    made = x509.load_pem_x509_certificate(mine)
+    to_sign = made.tbs_certificate_bytes.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020101"), 1)
+    body = to_sign + made.public_bytes(Encoding.DER)[4 + len(to_sign) :][:12]
+    signature = b"\0" + signing.sign(to_sign, ec.ECDSA(SHA256()))
+    body += bytes((3, len(signature))) + signature
+    path = tmp_path / "odd.pem"
+    key = mine[: mine.index(b"-----BEGIN CERTIFICATE")]
+    path.write_bytes(key + ssl.DER_cert_to_PEM_cert(b"\x30\x82" + len(body).to_bytes(2, "big") + body).encode())
+    with opened("trio", TlsSettings(str(identity_path("own")), client_ca=authority_file("lab"))) as door:
+        gate = door.gate
+        with door.enter(identity=path) as line:
+            assert "makes no sense" in str(door.served(line).refused)
+        assert door.gate == gate
+
+
+def test_a_gate_without_descriptors(door: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody is turned away then, and nobody else has to suffer for it."""
+    gate = door.gate
+    with door.enter() as first:
+        door.served(first)
+        soft, hard = resource.prlimit(gate, resource.RLIMIT_NOFILE)
+        taken = {int(name) for name in os.listdir(f"/proc/{gate}/fd")}
+        free = [number for number in range(max(taken) + 3) if number not in taken]
+        resource.prlimit(gate, resource.RLIMIT_NOFILE, (free[1] + 1, hard))  # enough for a line, not for its plain end
+        with door.enter() as second:
+            assert over(second)
+        said(caplog, "Too many open files")
+        resource.prlimit(gate, resource.RLIMIT_NOFILE, (soft, hard))
+        with door.enter() as third:
+            door.served(third)
+        first.sendall(b"still here")
+        assert door.lines[0][0].recv(100) == b"still here"
+    assert door.gate == gate
 
 
 def test_a_name_that_is_too_long_for_a_message(config: Path, tmp_path: Path) -> None:
