@@ -165,7 +165,7 @@ class Gate:
             self._watch_clock()  # before whoever comes now, however long we have slept: for a new client, a new file
             for fd, events in found:
                 if fd == self._control.fileno():
-                    if not self._command():
+                    if not self._commands():
                         return
                 elif fd == self._wakeup:
                     self._reap()
@@ -191,9 +191,19 @@ class Gate:
 
     # ---- the service
 
+    def _commands(self) -> bool:
+        """Hear all that the service has to say; False if it is gone. Whoever is known is so before others come, who
+        would have it give way as a stranger."""
+        try:
+            while self._command():
+                pass
+        except BlockingIOError:
+            return True
+        return False
+
     def _command(self) -> bool:
         try:
-            data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4))
+            data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
         except ConnectionError:
             return False  # it has gone, and not heard all that we had to say
         if not data:
