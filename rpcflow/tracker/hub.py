@@ -41,7 +41,12 @@ class Hub:
         self.desk = desk
         self.rights = rights
         self.unsent = 0
-        self._seconds = {Stage.MAGIC: handshake_timeout, Stage.FRAME: timeout, Stage.ANSWERS: timeout}
+        self._seconds = {
+            Stage.MAGIC: handshake_timeout,
+            Stage.REFUSED: handshake_timeout,
+            Stage.FRAME: timeout,
+            Stage.ANSWERS: timeout,
+        }
         self._selector = selectors.DefaultSelector()
         self._lines: dict[Line, None] = {}
         self._timed: dict[Line, None] = {}
@@ -84,7 +89,8 @@ class Hub:
                 await self._arrived.wait()
             now = time.monotonic()
             for line in [line for line in self._timed if line.deadline <= now]:
-                self.log.info("too slow", "%s is closed: it did not finish %s in time", line, line.stage.value)
+                if line.stage is not Stage.REFUSED:  # of that one all has been said
+                    self.log.info("too slow", "%s is closed: it did not finish %s in time", line, line.stage.value)
                 self.remove(line)
             nearest = min((line.deadline for line in self._timed), default=now + shortest)
             await anyio.sleep(min(nearest - now, shortest))

@@ -35,6 +35,7 @@ class Stage(Enum):
     MAGIC = "its first bytes"
     FRAME = "the rest of a message"
     ANSWERS = "taking its answers"
+    REFUSED = "reading why it is refused"
 
 
 class Line:
@@ -223,7 +224,8 @@ class Line:
                 message = reader.next_message()
                 if not self._greeted and reader.greeted:
                     self._greeted = progress = True
-                    self._visitor.known()
+                    if self._refusal is None:
+                        self._visitor.known()
                     self.send(MAGIC_BYTES)
                 if message is None:
                     self._settle(progress)
@@ -254,6 +256,8 @@ class Line:
             self._enter(Stage.FRAME, progress)
 
     def _enter(self, stage: Stage, anew: bool = False) -> None:
+        if self._refusal is not None:  # it has so much time, whatever it does with it
+            stage, anew = Stage.REFUSED, False
         if stage is not self.stage or anew:
             self.stage = stage
             self._hub.time(self)

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import errno
+import selectors
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 import rpcflow
+from rpcflow.errors import AuthenticationError
+from rpcflow.protocol.tracker import MAGIC_BYTES, encode_frame
+from rpcflow.security.door import Visitor
 from rpcflow.security.rights import Rights
 from rpcflow.tracker.desk import Desk
 from rpcflow.tracker.hub import Hub
+from rpcflow.transports.admission import Admission
 from tests.server.support import until
 
 from .conftest import Host
@@ -108,3 +113,37 @@ def test_many_at_once(tracker: rpcflow.Tracker) -> None:
         assert got == {f"k:{number}" for number in range(100)}
     for peer in lines:
         peer.close()
+
+
+def test_who_is_refused_keeps_no_place(line: tuple[socket.socket, socket.socket]) -> None:
+    """It is told why for as long as a stranger may take, whatever it says, and stays a stranger."""
+
+    class Nobody(Rights):
+        def identify(self, visitor: Visitor, token: str) -> NoReturn:
+            raise AuthenticationError("not known here")
+
+    ours, theirs = line
+    made = Hub(Desk("stop", time.monotonic, time.time), 5, 60, Nobody(None))
+    places = Admission(8, 8, 8, 8)
+    ticket = places.enter("127.0.0.2", lambda: None)
+    assert ticket is not None
+    made.welcome(ours, Visitor("127.0.0.2", 1, ticket=ticket))
+    (peer,) = made._lines
+    theirs.sendall(MAGIC_BYTES)
+    until(lambda: ours.recv(1, socket.MSG_PEEK))
+    peer.ready(selectors.EVENT_READ)
+    due = peer.deadline
+    assert 0 < due < time.monotonic() + 6
+    for message in ([PING], [REQUEST, "key", "", 1]):
+        theirs.sendall(encode_frame(message)[:5])
+        until(lambda: ours.recv(1, socket.MSG_PEEK))
+        peer.ready(selectors.EVENT_READ)
+        theirs.sendall(encode_frame(message)[5:])
+        until(lambda: ours.recv(1, socket.MSG_PEEK))
+        peer.ready(selectors.EVENT_READ)
+    assert theirs.recv(4096).count(b"not known here") == 2
+    assert peer.deadline == due
+    assert peer in made._timed
+    assert places.strangers == 1
+    made.close()
+    assert len(places) == 0
