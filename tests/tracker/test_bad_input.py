@@ -285,7 +285,7 @@ def test_devices_of_one_connection_are_bounded(
 def test_connections_are_bounded(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     from rpcflow.tracker import service
 
-    monkeypatch.setattr(service, "connection_limit", lambda most: 3)
+    monkeypatch.setattr(service, "connection_limit", lambda most, each: 3)
     with host() as tracker, contextlib.ExitStack() as stack:
         peers = [stack.enter_context(Raw(tracker)) for _ in range(3)]
         with Raw(tracker, greet=False) as extra:
