@@ -42,7 +42,7 @@ from typing import Any, Final, Literal, NoReturn
 import attrs
 
 from rpcflow.errors import AuthenticationError
-from rpcflow.server.processes import die_with_parent, prctl
+from rpcflow.processes import die_with_parent, prctl
 from rpcflow.transports.admission import Admission, Ticket, network
 from rpcflow.transports.descriptors import raise_limit
 from rpcflow.transports.logs import LimitedLog

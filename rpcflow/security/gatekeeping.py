@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service's side of a gate: starts it, takes the lines it hands over, ends it."""
 
-import array
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +14,10 @@ from typing import Any, Final
 import anyio
 
 from rpcflow.errors import AuthenticationError, RPCError
+from rpcflow.side_process import SideProcess
 
 from .gate_config import GateConfig
 
-_MESSAGE_NBYTES: Final = 1 << 16
 _GRACE: Final = 1.0
 """Seconds a gate has to end by itself."""
 Taken = Callable[[dict[str, Any], socket.socket], None]
@@ -29,7 +27,7 @@ class GateError(RPCError):
     """TLS cannot be served: a key or certificate is not what it should be."""
 
 
-class GateProcess:
+class GateProcess(SideProcess):
     """One gate. Make it with :meth:`start`, run :meth:`run` in a task, end it with :meth:`aclose`.
 
     Args:
@@ -40,13 +38,11 @@ class GateProcess:
     def __init__(
         self, process: subprocess.Popen[bytes], control: socket.socket, taken: Taken, log: logging.Logger
     ) -> None:
-        self._process = process
-        self._control = control
+        super().__init__(process, control)
         self._taken = taken
         self._log = log
         self._secured: dict[int, _Secured] = {}
         self._numbers = 0
-        self.alive = True
 
     @classmethod
     async def start(cls, config: GateConfig, taken: Taken, log: logging.Logger) -> "GateProcess":
@@ -73,11 +69,6 @@ class GateProcess:
             await self.aclose()
             raise
         return self
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
 
     async def run(self) -> None:
         """Take what it hands over, until it is gone."""
@@ -112,26 +103,7 @@ class GateProcess:
 
     async def aclose(self) -> None:
         """End it and its lines, within a second; also when cancelled."""
-        self.alive = False
-        self._control.close()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(_GRACE):
-                await self._wait()
-            if self._process.poll() is None:
-                os.killpg(self._process.pid, signal.SIGKILL)
-                await self._wait()
-
-    async def _wait(self) -> None:
-        try:
-            fd = os.pidfd_open(self._process.pid)
-        except ProcessLookupError:
-            pass  # reaped already
-        else:
-            try:
-                await anyio.wait_readable(fd)
-            finally:
-                os.close(fd)
-        self._process.wait()
+        await self._end(_GRACE)
 
     def _say(self, message: dict[str, Any], fds: "list[int] | None" = None) -> None:
         try:
@@ -158,22 +130,6 @@ class GateProcess:
                 sock.close()  # nobody waits for it any more
             else:
                 secured.succeed(message, sock)
-
-    async def _receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        while True:
-            try:
-                data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4))
-            except BlockingIOError:
-                await anyio.wait_readable(self._control)
-                continue
-            except OSError:
-                return None
-            fds = array.array("i")
-            for _, _, payload in ancillary:
-                fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-            if not data:
-                return None
-            return json.loads(data), list(fds)
 
 
 class _Secured:

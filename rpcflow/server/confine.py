@@ -11,9 +11,8 @@ import signal
 from typing import Final
 
 from rpcflow.errors import PermissionDeniedError
+from rpcflow.processes import prctl
 from rpcflow.security.grant import Grant
-
-from .processes import prctl
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PR_CAPBSET_DROP: Final = 24

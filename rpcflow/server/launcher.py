@@ -31,12 +31,7 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
-from rpcflow.security.grant import Grant
-
-from .config import WorkerConfig
-from .confine import give_up, remove_cgroup
-from .folder import remove_tree
-from .processes import (
+from rpcflow.processes import (
     SANDBOXED,
     adopt_orphans,
     children,
@@ -49,6 +44,11 @@ from .processes import (
     restore_environment,
     threads,
 )
+from rpcflow.security.grant import Grant
+
+from .config import WorkerConfig
+from .confine import give_up, remove_cgroup
+from .folder import remove_tree
 from .status import StatusPage
 from .worker import enter, prepare, read_config, redirect, run_and_end, serve
 

@@ -5,25 +5,24 @@ import json
 import logging
 import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
 from rpcflow.errors import PermissionDeniedError, RPCError
+from rpcflow.processes import SANDBOXED, python_environment
 from rpcflow.security.grant import EVERYTHING, Grant
+from rpcflow.side_process import MESSAGE_NBYTES, SideProcess
 
 from . import sandbox
 from .config import WorkerConfig
 from .folder import remove_tree
-from .processes import SANDBOXED, python_environment
 
-_MESSAGE_NBYTES: Final = 1 << 16
 _GRACE: Final = 1.5
 """Seconds a launcher has to kill its workers and end."""
 _log: Final = logging.getLogger("rpcflow.server")
@@ -33,16 +32,14 @@ class LaunchError(RPCError):
     """What a server needs before its first session cannot be had: an import or the callback failed."""
 
 
-class LauncherProcess:
+class LauncherProcess(SideProcess):
     """One launcher. Make it with :meth:`start`, run :meth:`run` in a task, end it with :meth:`aclose`."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
-        self._process = process
-        self._control = control
+        super().__init__(process, control)
         self._ended: dict[int, Callable[[int], None]] = {}
         self._scratch: str | None = None
         self._init: int | None = None
-        self.alive = True
         self.gone = anyio.Event()
 
     @classmethod
@@ -76,7 +73,8 @@ class LauncherProcess:
         try:
             if wrapper:
                 self._init = await _first_inside(info)
-            message = await self._receive()
+            received = await self._receive()
+            message = None if received is None else received[0]
             if message is None or "ready" not in message:
                 text = message["failed"] if message else "it ended without a word"
                 raise LaunchError(f"the server's worker processes cannot be prepared: {text}")
@@ -87,11 +85,6 @@ class LauncherProcess:
             raise
         return self
 
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
-
     def begin(self, number: int, fds: list[int], ended: Callable[[int], None], grant: Grant = EVERYTHING) -> None:
         """Begin a session; ``ended`` is called with its wait status, -1 if the launcher itself has gone.
 
@@ -100,8 +93,8 @@ class LauncherProcess:
             PermissionDeniedError: the grant is too long to be told.
         """
         message = json.dumps({"start": number, "grant": grant.to_json()}).encode()
-        if len(message) > _MESSAGE_NBYTES:
-            raise PermissionDeniedError(f"the server's policy has patterns of more than {_MESSAGE_NBYTES >> 10} KiB")
+        if len(message) > MESSAGE_NBYTES:
+            raise PermissionDeniedError(f"the server's policy has patterns of more than {MESSAGE_NBYTES >> 10} KiB")
         socket.send_fds(self._control, [message], fds)
         self._ended[number] = ended
 
@@ -115,7 +108,8 @@ class LauncherProcess:
 
     async def run(self) -> None:
         """Pass on what it says, until it is gone."""
-        while (message := await self._receive()) is not None:
+        while (received := await self._receive()) is not None:
+            message, _ = received
             ended = self._ended.pop(message["ended"], None)
             if ended is not None:
                 ended(message["status"])
@@ -128,29 +122,11 @@ class LauncherProcess:
 
     async def aclose(self) -> None:
         """End it and all its workers, within two seconds; also when cancelled."""
-        self.alive = False
-        self._control.close()
-        with anyio.CancelScope(shield=True):
-            with anyio.move_on_after(_GRACE):
-                await self._wait()
-            if self._process.poll() is None:
-                # Still importing, say. What imports have started is in its group, mostly.
-                os.killpg(self._process.pid, signal.SIGKILL)
-                await self._wait()
+        await self._end(_GRACE)  # one that still imports is killed, with what imports have started in its group
         self._clear_up()
 
     async def _wait(self) -> None:
-        """Wait for its end, and reap it."""
-        try:
-            fd = os.pidfd_open(self._process.pid)
-        except ProcessLookupError:
-            pass  # reaped already, here or by somebody else in this program
-        else:
-            try:
-                await anyio.wait_readable(fd)
-            finally:
-                os.close(fd)
-        self._process.wait()
+        await super()._wait()
         if self._init is not None:  # all that is in a sandbox is gone with the first process in it
             try:
                 await anyio.wait_readable(self._init)
@@ -162,20 +138,6 @@ class LauncherProcess:
         """Remove the folder that it could not remove if it was killed."""
         if self._scratch is not None:
             remove_tree(self._scratch)
-
-    async def _receive(self) -> dict[str, Any] | None:
-        while True:
-            try:
-                data = self._control.recv(_MESSAGE_NBYTES)
-            except BlockingIOError:
-                await anyio.wait_readable(self._control)
-                continue
-            except ConnectionError:
-                return None
-            if not data:
-                return None
-            message: dict[str, Any] = json.loads(data)
-            return message
 
 
 async def _first_inside(info: int) -> int | None:

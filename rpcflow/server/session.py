@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from rpcflow.errors import RPCError, RPCSessionTimeoutError, SessionCrashedError
+from rpcflow.processes import describe_status, kill_group
 from rpcflow.security.grant import EVERYTHING, Grant
 from rpcflow.session.wire_errors import error_packet
 from rpcflow.transports.accepting import say
 from rpcflow.transports.logs import printable
 from rpcflow.transports.words import LastWords
 
-from .processes import describe_status, kill_group
 from .status import StatusPage
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from rpcflow.errors import ConnectionLostError, PermissionDeniedError, ProtocolError
+from rpcflow.processes import adopt_orphans, close_others, die_with_parent, restore_environment
 from rpcflow.protocol.handshake import Answer, KeyText, Side, encode_answer
 from rpcflow.security.grant import Grant
 from rpcflow.session import actions
@@ -23,7 +24,6 @@ from .config import WorkerConfig
 from .confine import confine, give_up
 from .executor import Executor
 from .folder import PREFIX, SessionFolder
-from .processes import adopt_orphans, close_others, die_with_parent, restore_environment
 from .status import StatusPage
 
 _OVER: Final = (State.CLOSED, State.FORWARDING)

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 from rpcflow.errors import ConnectionLostError, RPCError
-from rpcflow.server.processes import python_environment
+from rpcflow.processes import python_environment
 
 Kind = Literal["server", "tracker", "proxy"]
 _TERMINATE_SECONDS: Final = 5.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 import anyio
 
 from rpcflow.errors import ConnectionLostError
-from rpcflow.server.processes import restore_environment
+from rpcflow.processes import restore_environment
 
 _Ended = Callable[[], Awaitable[None]]
 _KINDS: Final = (OSError, ValueError, TypeError, ImportError)
