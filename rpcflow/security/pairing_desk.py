@@ -238,3 +238,5 @@ def check_certificate(der: bytes) -> None:
         raise ValueError(f"it is not as it should be: {error}") from None
     if constraints.ca:
         raise ValueError("it is an authority's")
+    if certificate.issuer != certificate.subject:  # TLS would go on to ask who has issued it
+        raise ValueError("it was issued by an authority, which --client-ca is for: pair with a self-signed one")

@@ -74,7 +74,7 @@ class Rights:
             return Right()
         policy = client.policy
         if not policy.allows_key(key):
-            raise PermissionDeniedError(f"the server's policy does not let {client.name!r} use the key {key!r}")
+            raise _no_key(client, key)
         most = policy.max_sessions
         if most is not None and self._sessions[client.name] >= most:
             raise PermissionDeniedError(f"the server's policy lets {client.name!r} have {most} sessions at a time")
@@ -89,3 +89,21 @@ class Rights:
                 self._sessions += Counter()  # forgets who has none
 
         return Right(policy.grant(client.name), policy.session_seconds, leave)
+
+    def renew(self, right: Right, visitor: Visitor, token: str, key: str) -> Right:
+        """The same for one who has waited, by the policy as it is now.
+
+        Raises:
+            AuthenticationError, PermissionDeniedError: it is to come in no more.
+        """
+        client = self.identify(visitor, token)
+        if client is None:
+            return right
+        policy = client.policy
+        if not policy.allows_key(key):
+            raise _no_key(client, key)
+        return attrs.evolve(right, grant=policy.grant(client.name), seconds=policy.session_seconds)
+
+
+def _no_key(client: "Client", key: str) -> PermissionDeniedError:
+    return PermissionDeniedError(f"the server's policy does not let {client.name!r} use the key {key!r}")

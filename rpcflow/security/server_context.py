@@ -131,6 +131,8 @@ class Contexts:
         try:
             made = [make_context(self._settings, alpn) for alpn in self._alpns]
             revoked = _revoked(self._settings)
+            if revoked is None and self._revoked is not None:  # to forget who is not to come in is never meant
+                raise ValueError("the list of revoked certificates has gone")
         except (OSError, ValueError) as error:
             _log.error("TLS goes on with what it had: %s", error)
             return
@@ -154,7 +156,7 @@ class Contexts:
         subject = _common_name(shown.get("subject", ()))
         if len(subject) > _NAME_CHARACTERS:
             raise AuthenticationError("the name in the certificate is too long")
-        if (issuer, serial) in self._revoked:
+        if (issuer, serial) in (self._revoked or ()):
             raise AuthenticationError(f"the certificate of {subject!r} has been revoked")
         from .pins import pin_of
 
@@ -187,10 +189,10 @@ def _stamps(settings: TlsSettings) -> list[tuple[int, int, int] | None]:
     return found
 
 
-def _revoked(settings: TlsSettings) -> frozenset[tuple[str, int]]:
-    """Issuer and serial number of what is not valid any more."""
+def _revoked(settings: TlsSettings) -> frozenset[tuple[str, int]] | None:
+    """Issuer and serial number of what is not valid any more; None where there is no list."""
     if settings.client_ca is None or not os.path.exists(path := _crl_path(settings.client_ca)):
-        return frozenset()
+        return None
     need("cryptography")
     from cryptography import x509
     from cryptography.x509.oid import NameOID

@@ -33,6 +33,7 @@ class _Admitted:
 
     key: KeyText
     right: Right
+    said: Introduction
     leave: Callable[[], None]
 
 
@@ -70,12 +71,17 @@ class Connection:
                 if not await self._turn(waiter):
                     self._log.info("waiting", "%s went while it waited", self._visitor)
                     return
+                try:
+                    right = self._renewed(admitted)
+                except (AuthenticationError, PermissionDeniedError) as error:
+                    await self._refuse(error, admitted.said)
+                    return
                 number = self._server._next_number()
-                who = f" ({printable(admitted.right.grant.who)})" if admitted.right.grant.who else ""
+                who = f" ({printable(right.grant.who)})" if right.grant.who else ""
                 _log.info("session %d: %s%s", number, self._visitor, who)
                 self._visitor.carry()
-                budget = admitted.right.budget(admitted.key.timeout)
-                await WorkerSession(self._server, number, self._sock, budget, admitted.right.grant).run()
+                budget = right.budget(admitted.key.timeout)
+                await WorkerSession(self._server, number, self._sock, budget, right.grant).run()
             finally:
                 waiter.done()
                 admitted.leave()
@@ -88,6 +94,11 @@ class Connection:
     def _far(self) -> str:
         """The other machine; empty if it is this one."""
         return "" if self._visitor.loopback else self._visitor.host
+
+    def _renewed(self, admitted: _Admitted) -> Right:
+        """What it may do by now: it may have waited for long."""
+        server = self._server
+        return server._rights.renew(admitted.right, self._visitor, admitted.said.token, server._key)
 
     async def _turn(self, waiter: "Waiter") -> bool:
         if waiter.served:
@@ -141,7 +152,7 @@ class Connection:
             leave()
             right.leave()
 
-        return _Admitted(key, right, gone)
+        return _Admitted(key, right, said, gone)
 
     async def _introduced(self) -> Introduction | None:
         said = None

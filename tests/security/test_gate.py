@@ -271,7 +271,7 @@ def _refused(door: Opened, identity: str) -> str | None:
         return str(error)
 
 
-def test_revoked_while_it_runs(backend: str, config: Path) -> None:
+def test_revoked_while_it_runs(backend: str, config: Path, caplog: pytest.LogCaptureFixture) -> None:
     init_authority("lab")
     issue("own", "lab", hosts=["localhost"], client=False)
     issue("ada", "lab", server=False)
@@ -281,6 +281,9 @@ def test_revoked_while_it_runs(backend: str, config: Path) -> None:
             assert door.served(line).subject == "ada"
         revoke("ada", "lab")
         until(lambda: "revoked" in (_refused(door, "ada") or ""), "her being refused")
+        (config / "authorities" / "lab.crl").unlink()  # and not before another has its place
+        until(lambda: _refused(door, "ada") is None or "has gone" in caplog.text, "the gate looking again")
+        assert "revoked" in (_refused(door, "ada") or "")
 
 
 def test_a_certificate_that_openssl_alone_understands(config: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from rpcflow.errors import AuthenticationError, ConnectionLostError, PermissionDeniedError, ProtocolError, RPCError
 from rpcflow.security import pairing_desk
+from rpcflow.security.authority import init_authority, issue
+from rpcflow.security.identity import init_identity
 from rpcflow.security.pairing_client import Paired, pair
 from rpcflow.security.pairing_desk import PairingDesk, check_certificate, clean_name
 from rpcflow.security.pairing_frames import Frame, Kind, Reason, refusal
@@ -464,6 +467,15 @@ async def test_a_spoilt_certificate_is_a_value_error_at_most(at: int, change: in
         check_certificate(bytes(spoilt))
     except ValueError:
         pass
+
+
+def test_a_certificate_that_somebody_else_has_issued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TLS would go on to ask for its issuer: it would have paired, and never be let in."""
+    monkeypatch.setenv("RPCFLOW_HOME", str(tmp_path))
+    init_authority("lab")
+    with pytest.raises(ValueError, match="issued by an authority"):
+        check_certificate(issue("ada", "lab", server=False).certificate)
+    check_certificate(init_identity("self").certificate)
 
 
 async def test_names_and_peers_put_nothing_into_the_log(caplog: pytest.LogCaptureFixture) -> None:

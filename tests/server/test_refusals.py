@@ -358,3 +358,26 @@ def test_files_of_clients_are_kept_private(keys: tuple[Path, str]) -> None:
 
 
 __all__ = ["Lab"]
+
+
+def test_a_token_that_is_taken_back_while_its_client_waits(
+    host: Host, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    token, other = new_token(), new_token()
+    policy = tmp_path / "policy.toml"
+    text = '[policy.some]\n[client.ada]\npolicy = "some"\ntoken = "{}"\n'
+    policy.write_text(text.format(hash_token(token)))
+    with host(policy=policy) as server:
+        first = sync.connect(f"tcp://127.0.0.1:{server.port}", token=token)
+        with socket.create_connection(("127.0.0.1", server.port), 30) as second:
+            second.sendall(encode_credentials(token) + encode_hello("client:"))
+            until(lambda: server._queue.waiting == 1, "the second waiting")
+            policy.write_text(text.format(hash_token(other)))
+            first.close()
+            heard = b""
+            while piece := second.recv(4096):
+                heard += piece
+        assert b"AuthenticationError" in heard
+        assert not any("session 2" in record.getMessage() for record in caplog.records)
+        until(lambda: not server._rights._sessions, "all being forgotten")
+        sync.connect(f"tcp://127.0.0.1:{server.port}", token=other).close()
