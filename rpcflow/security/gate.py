@@ -25,7 +25,6 @@ descriptor
 End of stream means that the service is gone: all lines are closed.
 """
 
-import array
 import gc
 import json
 import logging
@@ -36,8 +35,8 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal, NoReturn
+from collections.abc import Sequence
+from typing import Final, Literal
 
 import attrs
 
@@ -49,12 +48,12 @@ from rpcflow.transports.logs import LimitedLog
 from rpcflow.transports.sockets import tune
 from rpcflow.transports.turns import Budget, FairTurns
 
-from .carrying import Carried, carry
+from .carrying import Carried
+from .gate_carriers import LINGER_SECONDS, Carriers
 from .gate_config import GateConfig
-from .server_context import ALPN_PAIR, ALPN_WEB, Contexts
+from .gate_link import LinkHandler, ServiceLink
+from .server_context import ALPN_PAIR, ALPN_WEB, Contexts, handshake_problem
 
-_MESSAGE_NBYTES: Final = 1 << 16
-_LINGER_SECONDS: Final = 1.0
 _TICK_SECONDS: Final = 0.5
 _LOOK_SECONDS: Final = 0.1
 """For which files that have changed need not count, of a flood each line of which would have us look."""
@@ -71,14 +70,6 @@ _PLAIN_NBYTES: Final = 1 << 20
 _PR_SET_DUMPABLE: Final = 4
 _GIVEN: Final = -1
 """Number of the listener of lines that the service has given us."""
-_REASONS: Final = {
-    "HTTP_REQUEST": "spoke HTTP, not TLS",
-    "WRONG_VERSION_NUMBER": "does not speak TLS",
-    "UNSUPPORTED_PROTOCOL": "does not speak TLS 1.3",
-    "UNEXPECTED_EOF_WHILE_READING": "went during the TLS handshake",
-    "TLSV1_ALERT_UNKNOWN_CA": "does not take our certificate: it does not know who issued it",
-    "TLSV1_ALERT_INTERNAL_ERROR": "broke off the TLS handshake",
-}
 
 
 @attrs.define(eq=False)
@@ -102,24 +93,13 @@ class _Line:
         return f"{self.host}:{self.port}"
 
 
-class _Handler(logging.Handler):
-    """Has the service log."""
-
-    def __init__(self, tell: Callable[[dict[str, Any]], object]) -> None:
-        super().__init__()
-        self._tell = tell
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._tell({"log": [record.levelname, record.getMessage()]})
-
-
 class Gate:
     """The loop."""
 
     def __init__(self, control: socket.socket, config: GateConfig) -> None:
-        self._control = control
+        self._link = ServiceLink(control)
         self._config = config
-        logging.getLogger("rpcflow").addHandler(_Handler(self._tell))
+        logging.getLogger("rpcflow").addHandler(LinkHandler(self._link))
         self._logger = logging.getLogger("rpcflow.gate")
         self._log = LimitedLog(self._logger)
         self._listeners = [socket.socket(fileno=fd) for fd, _ in config.listeners]
@@ -140,35 +120,34 @@ class Gate:
         self._ending: dict[_Line, float] = {}
         self._restless: dict[_Line, None] = {}
         self._numbers = 0
-        self._carriers: dict[int, _Line] = {}
-        self._alive, self._alive_write = os.pipe2(os.O_CLOEXEC)
-        self._wakeup, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._carriers: Carriers[_Line] = Carriers(config.poll)
         self._tick_at = 0.0
         self._look_at = 0.0
         self._report_at = 0.0
 
     def run(self) -> None:
         """Serve until the service is gone."""
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
-        self._epoll.register(self._control, select.EPOLLIN)
-        self._epoll.register(self._wakeup, select.EPOLLIN)
+        self._carriers.listen()
+        self._epoll.register(self._link, select.EPOLLIN)
+        self._epoll.register(self._carriers.wakeup, select.EPOLLIN)
         for listener in self._listeners:
             listener.setblocking(False)
             listener.listen(_BACKLOG)
             self._epoll.register(listener, select.EPOLLIN)
         listeners = {listener.fileno(): i for i, listener in enumerate(self._listeners)}
-        self._tell({"ready": os.getpid()})
+        self._link.tell({"ready": os.getpid()})
         while True:
             ready: dict[int, tuple[int, int]] = {}
             found = self._epoll.poll(self._pause())
             self._watch_clock()  # before whoever comes now, however long we have slept: for a new client, a new file
             for fd, events in found:
-                if fd == self._control.fileno():
+                if fd == self._link.fileno():
                     if not self._commands():
                         return
-                elif fd == self._wakeup:
-                    self._reap()
+                elif fd == self._carriers.wakeup:
+                    for line in self._carriers.reap():
+                        if line.ticket is not None:
+                            line.ticket.leave()
                 elif fd in listeners:
                     self._accept(listeners[fd])
                 elif fd in self._by_fd:
@@ -194,50 +173,28 @@ class Gate:
     def _commands(self) -> bool:
         """Hear all that the service has to say; False if it is gone. Whoever is known is so before others come, who
         would have it give way as a stranger."""
-        try:
-            while self._command():
-                pass
-        except BlockingIOError:
-            return True
-        return False
-
-    def _command(self) -> bool:
-        try:
-            data, ancillary, _, _ = self._control.recvmsg(_MESSAGE_NBYTES, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
-        except ConnectionError:
-            return False  # it has gone, and not heard all that we had to say
-        if not data:
-            return False
-        fds = array.array("i")
-        for _, _, payload in ancillary:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        message = json.loads(data)
-        if "secure" in message:
-            host, port = message["address"]
-            if not fds:  # out of descriptors
-                self._tell({"broken": message["secure"], "why": "there is no room for it"})
+        while True:
+            try:
+                message, sock = self._link.hear()
+            except BlockingIOError:
                 return True
-            self._begin(socket.socket(fileno=fds[0]), _GIVEN, host, port, None, -message["secure"])
-        elif "known" in message:
-            line = self._lines.get(message["known"])
-            if line is not None and line.ticket is not None:
-                line.ticket.known()
-                self._turns.favour(network(line.host))
-        elif "carry" in message:
-            line = self._lines.get(message["carry"])
-            if line is not None and line.carried is not None:
-                self._fork(line)
-        return True
-
-    def _tell(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
-        """Tell the service; False if it takes no more just now."""
-        try:
-            socket.send_fds(self._control, [json.dumps(message).encode()], list(fds), socket.MSG_DONTWAIT)
-        except OSError:
-            return False  # or it is gone, as the next look at the control socket tells
-        return True
+            except EOFError:
+                return False
+            if "secure" in message:
+                host, port = message["address"]
+                if sock is None:
+                    self._link.tell({"broken": message["secure"], "why": "there is no room for it"})
+                else:
+                    self._begin(sock, _GIVEN, host, port, None, -message["secure"])
+            elif "known" in message:
+                line = self._lines.get(message["known"])
+                if line is not None and line.ticket is not None:
+                    line.ticket.known()
+                    self._turns.favour(network(line.host))
+            else:
+                line = self._lines.get(message["carry"])
+                if line is not None and line.carried is not None:
+                    self._fork(line)
 
     # ---- strangers
 
@@ -282,7 +239,7 @@ class Gate:
             if ticket is not None:
                 ticket.leave()
             if listener == _GIVEN:
-                self._tell({"broken": -number, "why": ""})
+                self._link.tell({"broken": -number, "why": ""})
             return
         line = _Line(number, listener, host, port, tls, ticket, time.monotonic() + self._config.handshake_timeout)
         self._lines[number] = line
@@ -305,7 +262,7 @@ class Gate:
         """Too many wait for their turns."""
         line.queued = False
         if line.listener == _GIVEN:
-            self._tell({"broken": -line.number, "why": "too many wait for their TLS handshake"})
+            self._link.tell({"broken": -line.number, "why": "too many wait for their TLS handshake"})
         self._remove(line)
 
     def _shake(self) -> None:
@@ -326,14 +283,14 @@ class Gate:
             except ssl.SSLWantWriteError:
                 self._listen(line, (select.EPOLLOUT, -1))
             except (OSError, ValueError) as error:
-                self._failed(line, _why(error))
+                self._failed(line, handshake_problem(error))
             else:
                 self._shaken(line)
             self._budget.spent(time.thread_time() - begin)
 
     def _failed(self, line: _Line, why: str) -> None:
         if line.listener == _GIVEN:
-            self._tell({"broken": -line.number, "why": why})
+            self._link.tell({"broken": -line.number, "why": why})
         if why:
             self._log.info("handshake", "%s: %s", line.name, why)
         if line.queued:
@@ -346,7 +303,7 @@ class Gate:
             return
         # To close with its bytes unread would reset the line, and our alert with it.
         self._shaking.pop(line, None)
-        self._ending[line] = time.monotonic() + _LINGER_SECONDS
+        self._ending[line] = time.monotonic() + LINGER_SECONDS
         self._listen(line, (select.EPOLLIN, -1))
         self._drain(line)
 
@@ -385,7 +342,7 @@ class Gate:
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PLAIN_NBYTES)
             ours.setblocking(False)
-            told = self._tell(
+            told = self._link.tell(
                 {
                     "line": line.number,
                     "listener": line.listener,
@@ -421,7 +378,7 @@ class Gate:
         if carried.ending and line not in self._ending and not carried.over:
             self._by_fd.pop(number, None)  # the kernel has forgotten it at its close
             line.events = (line.events[0], -1)
-            self._ending[line] = time.monotonic() + _LINGER_SECONDS
+            self._ending[line] = time.monotonic() + LINGER_SECONDS
         if carried.over:
             self._remove(line)
             return
@@ -448,57 +405,27 @@ class Gate:
         """Give a line a process of its own."""
         assert line.carried is not None
         try:
-            pid = os.fork()
+            self._carriers.start(line.carried, line, lambda: self._forsake(line))
         except OSError as error:
             self._log.warning("fork", "%s gets no carrier of its own: %s", line.name, error)
             return  # it is carried here then
-        if pid == 0:
-            self._be_carrier(line)
         # The kernel would go on telling us of a line that lives on elsewhere.
         self._forget(line)
-        self._carriers[pid] = line
         # No closing as usual, which would say goodbye on what is the carrier's line now.
         line.carried.plain.close()
         os.close(line.tls.detach())
 
-    def _be_carrier(self, line: _Line) -> NoReturn:
-        status = 1
-        try:
-            assert line.carried is not None
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.close(self._alive_write)  # its last holder is the gate: however that ends, we notice
-            os.close(self._wakeup)
-            os.close(self._wakeup_write)
-            os.close(self._control.detach())
-            self._epoll.close()
-            for listener in self._listeners:
-                os.close(listener.detach())
-            for other in self._lines.values():
-                if other is not line:
-                    os.close(other.tls.detach())
-                    if other.carried is not None and other.carried.plain.fileno() >= 0:
-                        os.close(other.carried.plain.detach())
-            carry(line.carried, _LINGER_SECONDS, self._alive, self._config.poll)
-            status = 0
-        finally:
-            os._exit(status)
-
-    def _reap(self) -> None:
-        try:
-            os.read(self._wakeup, 4096)
-        except BlockingIOError:
-            pass
-        while True:
-            try:
-                pid, _ = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            line = self._carriers.pop(pid, None)
-            if line is not None and line.ticket is not None:
-                line.ticket.leave()
+    def _forsake(self, line: _Line) -> None:
+        """In a carrier: close our copies of all that is not its line."""
+        self._link.forsake()
+        self._epoll.close()
+        for listener in self._listeners:
+            os.close(listener.detach())
+        for other in self._lines.values():
+            if other is not line:
+                os.close(other.tls.detach())
+                if other.carried is not None and other.carried.plain.fileno() >= 0:
+                    os.close(other.carried.plain.detach())
 
     # ---- the end of lines
 
@@ -553,15 +480,6 @@ class Gate:
             if report:
                 self._report_at = now + _REPORT_SECONDS
                 self._logger.warning("%s", report)  # in our own words, and seldom
-
-
-def _why(error: Exception) -> str:
-    """What went wrong in a handshake, for the log; empty where somebody has just looked whether a port is open."""
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return _REASONS.get(error.reason, f"the TLS handshake failed: {error.reason.lower().replace('_', ' ')}")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
-    return ""
 
 
 def main(argv: Sequence[str]) -> int:

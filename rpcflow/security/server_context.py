@@ -22,6 +22,14 @@ ALPN_PAIR: Final = "rpcflow-pair/1"
 ALPN_WEB: Final = "http/1.1"
 _NAME_CHARACTERS: Final = 64
 """Of a common name, as X.520 has it."""
+_REASONS: Final = {
+    "HTTP_REQUEST": "spoke HTTP, not TLS",
+    "WRONG_VERSION_NUMBER": "does not speak TLS",
+    "UNSUPPORTED_PROTOCOL": "does not speak TLS 1.3",
+    "UNEXPECTED_EOF_WHILE_READING": "went during the TLS handshake",
+    "TLSV1_ALERT_UNKNOWN_CA": "does not take our certificate: it does not know who issued it",
+    "TLSV1_ALERT_INTERNAL_ERROR": "broke off the TLS handshake",
+}
 _log: Final = logging.getLogger("rpcflow.security")
 
 
@@ -166,6 +174,15 @@ class Contexts:
             raise AuthenticationError("the client certificate makes no sense") from None
         # What a paired client calls itself in a certificate of its own says nothing.
         return ClientCertificate(pin, "" if shown["subject"] == shown["issuer"] else subject)
+
+
+def handshake_problem(error: Exception) -> str:
+    """What went wrong in a handshake, for the log; empty where somebody has just looked whether a port is open."""
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return _REASONS.get(error.reason, f"the TLS handshake failed: {error.reason.lower().replace('_', ' ')}")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    return ""
 
 
 def _common_name(name: Any) -> str:
