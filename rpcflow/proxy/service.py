@@ -32,6 +32,8 @@ from .registration import ProxyRegistration
 from .relay import AVAILABLE, SpliceRelay
 
 if TYPE_CHECKING:
+    from rpcflow.security.policy import Client
+
     from .web import WebSite
 
 _MAX_CONNECTIONS: Final = 16_384
@@ -109,6 +111,8 @@ class Proxy:
             tls=tls, identity=identity, client_ca=client_ca, require_client=require_client, policy=policy
         )
         check_reach(host, self._protection, insecure, "listen on 127.0.0.1")
+        if web_port and require_client:
+            raise ValueError("web_port is for those who come by HTTP and show no certificate: not with require_client")
         if (index_page or resource_files) and not web_port:
             raise ValueError("index_page and resource_files are served at web_port, which is not given")
         self.host = host.removeprefix("[").removesuffix("]")
@@ -231,8 +235,8 @@ class Proxy:
         """Whether a peer may use its key here; if not, it has been told. A client is told in words, as by a server."""
         try:
             client = self._rights.identify(visitor, peer.token)
-            if client is not None and self._tracker is None and not client.policy.allows_key(peer.key):
-                raise PermissionDeniedError(f"the proxy's policy does not let {client.name!r} use the key {peer.key!r}")
+            if client is not None:
+                _check_key(client, peer, tracked=self._tracker is not None)
         except (AuthenticationError, PermissionDeniedError) as error:
             self._log.warning("refused", "%s is refused: %s: %s", peer.name, type(error).__name__, error)
             words = encode_answer(Answer.MISMATCH)
@@ -306,6 +310,21 @@ class Proxy:
         finally:
             self._carried -= 1
             first.done.set()
+
+
+def _check_key(client: "Client", peer: Peer, tracked: bool) -> None:
+    """Whether a peer may use its key, as a client's or as a server's. With a tracker clients come with match keys,
+    which it has given to those who may.
+
+    Raises:
+        PermissionDeniedError: it may not.
+    """
+    if peer.side is Side.SERVER:
+        denied = "" if client.policy.allows_offer(peer.key) else "offer a server under"
+    else:
+        denied = "" if tracked or client.policy.allows_key(peer.key) else "use"
+    if denied:
+        raise PermissionDeniedError(f"the proxy's policy does not let {client.name!r} {denied} the key {peer.key!r}")
 
 
 def _site(

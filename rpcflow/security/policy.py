@@ -44,6 +44,8 @@ class Policy:
     Args:
         name: its own.
         keys: patterns of the keys that may be asked for (:func:`rpcflow.security.grant.matches`).
+        offers: patterns of the keys under which servers may be offered, at trackers and proxies. None unless said:
+            whoever offers a server is sent others' clients.
         limits: what one session may do, without anybody's name.
         max_sessions: how many one client may have at a time.
         session_seconds: how long one may last.
@@ -51,6 +53,7 @@ class Policy:
 
     name: str
     keys: tuple[str, ...] = ("*",)
+    offers: tuple[str, ...] = ()
     limits: Grant = EVERYTHING
     max_sessions: int | None = None
     session_seconds: float | None = None
@@ -62,6 +65,10 @@ class Policy:
     def allows_key(self, key: str) -> bool:
         """Whether that key may be asked for."""
         return matches(self.keys, key)
+
+    def allows_offer(self, key: str) -> bool:
+        """Whether servers may be offered under that key."""
+        return matches(self.offers, key)
 
 
 @attrs.frozen
@@ -277,7 +284,10 @@ def _policy(name: str, table: _Table) -> Policy:
         folder_nbytes=table.take("folder", _nbytes),
     )
     keys = table.take("keys", _patterns, ("*",))
-    policy = Policy(name, keys, limits, table.take("max_sessions", _count), table.take("session_seconds", _seconds))
+    offers = table.take("offers", _patterns, ())
+    policy = Policy(
+        name, keys, offers, limits, table.take("max_sessions", _count), table.take("session_seconds", _seconds)
+    )
     table.end()
     return policy
 

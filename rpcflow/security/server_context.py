@@ -212,6 +212,7 @@ def _revoked(settings: TlsSettings) -> frozenset[tuple[str, int]] | None:
         return None
     need("cryptography")
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.x509.oid import NameOID
 
     data = Path(path).read_bytes()
@@ -220,7 +221,11 @@ def _revoked(settings: TlsSettings) -> frozenset[tuple[str, int]] | None:
     for block in _pem_blocks(data, b"X509 CRL"):
         crl = x509.load_pem_x509_crl(block)
         signed = [authority for authority in authorities if authority.subject == crl.issuer]
-        if not any(crl.is_signature_valid(authority.public_key()) for authority in signed):  # type: ignore[arg-type]
+        try:
+            good = any(crl.is_signature_valid(one.public_key()) for one in signed)  # type: ignore[arg-type]
+        except (TypeError, UnsupportedAlgorithm):
+            good = False
+        if not good:
             raise ValueError(
                 f"{path} holds a list of revoked certificates that nobody in {settings.client_ca} has signed"
             )

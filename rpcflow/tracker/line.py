@@ -206,13 +206,20 @@ class Line:
         """Why a message is not taken; None if it is."""
         if self._refusal is not None or self._client is None:
             return self._refusal
+        who, policy = self._client.name, self._client.policy
+        denied = ""
         match message:
-            case [TrackerCode.PUT | TrackerCode.REQUEST, str(key), *_] if not self._client.policy.allows_key(key):
-                who = self._client.name
-                error = PermissionDeniedError(f"the tracker's policy does not let {who!r} use the key {key[:200]!r}")
-                self._hub.log.warning("refused", "%s is refused: %s", self, error)
-                return error
-        return None
+            case [TrackerCode.REQUEST, str(key), *_] if not policy.allows_key(key):
+                denied = f"use the key {key[:200]!r}"
+            case [TrackerCode.PUT, str(key), *_] if not policy.allows_offer(key):
+                denied = f"offer servers under the key {key[:200]!r}"
+            case [TrackerCode.UPDATE_INFO, *_] if not policy.offers:
+                denied = "offer servers"
+        if not denied:
+            return None
+        error = PermissionDeniedError(f"the tracker's policy does not let {who!r} {denied}")
+        self._hub.log.warning("refused", "%s is refused: %s", self, error)
+        return error
 
     def _answer(self) -> None:
         reader = self._reader

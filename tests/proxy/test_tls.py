@@ -17,6 +17,8 @@ import pytest
 import rpcflow
 from rpcflow import sync
 from rpcflow.errors import AuthenticationError, PermissionDeniedError, RPCError
+from rpcflow.protocol.credentials import encode_credentials
+from rpcflow.protocol.handshake import Answer, encode_answer, encode_hello
 from rpcflow.security.tokens import hash_token, new_token
 from tests.client.functions import offer
 from tests.server.conftest import traces as traces  # what is left behind is looked for
@@ -193,6 +195,12 @@ def test_a_lab_with_tls_everywhere(house: House, backend: str) -> None:
 POLICY = """
 [policy.ada]
 keys = ["board"]
+offers = ["board"]
+[policy.eve]
+keys = ["board"]
+[client.eve]
+policy = "eve"
+token = "{other}"
 [client.ada]
 policy = "ada"
 token = "{token}"
@@ -201,9 +209,11 @@ token = "{token}"
 
 @pytest.fixture
 def policy(tmp_path: Path) -> tuple[Path, str]:
-    token = new_token()
+    """A file, and the token of somebody who may do all that is tried; that of another is in ``other`` beside it."""
+    token, other = new_token(), new_token()
     path = tmp_path / "policy.toml"
-    path.write_text(POLICY.format(token=hash_token(token)))
+    path.write_text(POLICY.format(token=hash_token(token), other=hash_token(other)))
+    (tmp_path / "other").write_text(other)
     return path, token
 
 
@@ -218,6 +228,8 @@ def test_a_tracker_with_a_policy(house: House, policy: tuple[Path, str], tmp_pat
             session.summary()
     with pytest.raises(AuthenticationError):  # at once, not after a minute of trying
         house.server(tracker_addr=where)
+    with pytest.raises(PermissionDeniedError, match="offer"):  # who may ask for boards is not sent others' clients
+        house.server(tracker_addr=f"{where}&token_file={tmp_path / 'other'}")
     kept = tmp_path / "token"
     kept.write_text(token + "\n")
     house.server(tracker_addr=f"{where}&token_file={kept}", tls=True)
@@ -234,6 +246,10 @@ def test_a_proxy_with_a_policy(house: House, policy: tuple[Path, str], tmp_path:
     kept = tmp_path / "token"
     kept.write_text(token)
     house.server(host=f"tcp://{HOST}:{proxy.port}?token_file={kept}", is_proxy=True)
+    with socket.create_connection((HOST, proxy.port)) as impostor:
+        impostor.sendall(encode_credentials((tmp_path / "other").read_text()) + encode_hello("server:board"))
+        impostor.settimeout(30)
+        assert impostor.recv(4) == encode_answer(Answer.MISMATCH)
     with pytest.raises(AuthenticationError):
         sync.connect(HOST, proxy.port, "board", wait_timeout=30)
     with pytest.raises(PermissionDeniedError, match="desk"):
@@ -251,6 +267,11 @@ def test_a_server_at_a_proxy_with_a_policy(house: House, policy: tuple[Path, str
         sync.connect(url, key="board", wait_timeout=30)
     with sync.connect(url, key="board", token=token, wait_timeout=30) as session:
         works(session)
+
+
+def test_a_web_port_shows_no_certificates() -> None:
+    with pytest.raises(ValueError, match="web_port"):
+        rpcflow.Proxy(port=0, web_port=8080, require_client=True)
 
 
 def test_addresses_that_make_no_sense() -> None:
