@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rpcflow.protocol.credentials import encode_credentials
 from rpcflow.protocol.handshake import Answer, encode_answer, encode_hello
 from rpcflow.security.tokens import hash_token, new_token
 from tests.client.functions import offer
+from tests.eavesdropper import listening
 from tests.server.conftest import traces as traces  # what is left behind is looked for
 from tests.server.support import Traces, until
 
@@ -66,54 +66,27 @@ def works(session: sync.RPCSession) -> None:
     assert session.get_function("t.echo")(MARKER) == MARKER
 
 
-@contextlib.contextmanager
-def listener(port: int) -> Iterator[tuple[int, bytearray]]:
-    """Somebody between a client and a proxy, who writes all down."""
-    heard = bytearray()
-    with socket.create_server((HOST, 0)) as sock:
-
-        def carry(source: socket.socket, target: socket.socket) -> None:
-            try:
-                while data := source.recv(65536):
-                    heard.extend(data)
-                    target.sendall(data)
-                target.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-
-        def serve() -> None:
-            near, _ = sock.accept()
-            with near, socket.create_connection((HOST, port)) as far:
-                back = threading.Thread(target=carry, args=(far, near))
-                back.start()
-                carry(near, far)
-                back.join()
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield sock.getsockname()[1], heard
-        thread.join()
-
-
 def test_the_proxy_sees_ciphertext_alone(house: House) -> None:
     proxy = house.run(rpcflow.Proxy(port=0))
     server = house.server(host=HOST, port=proxy.port, is_proxy=True, tls=True)
-    with listener(proxy.port) as (port, heard):
+    with listening(proxy.port) as (port, heard):
         url = f"tls://{HOST}:{port}?proxy=plain&pin={pin(server)}"
         with sync.connect(url, key="board", session_timeout=60, wait_timeout=30) as session:
             works(session)
-        until(lambda: b"client:board" in heard)  # which is what the proxy has to know
-    assert MARKER not in heard
-    assert MARKER[:20] not in heard
+        until(lambda: b"client:board" in heard["client"])  # which is what the proxy has to know
+    for said in heard.values():
+        assert said
+        assert MARKER[:20] not in said
 
 
 def test_without_tls_it_would_see_everything(house: House) -> None:
     """The check above can fail."""
     proxy = house.run(rpcflow.Proxy(port=0))
     house.server(host=HOST, port=proxy.port, is_proxy=True)
-    with listener(proxy.port) as (port, heard), sync.connect(HOST, port, "board", wait_timeout=30) as session:
+    with listening(proxy.port) as (port, heard), sync.connect(HOST, port, "board", wait_timeout=30) as session:
         works(session)
-    assert MARKER in heard
+    assert MARKER in heard["client"]
+    assert MARKER in heard["service"]
 
 
 def test_from_end_to_end_in_tasks(house: House, backend: str) -> None:
@@ -142,11 +115,11 @@ def test_a_proxy_that_poses_as_the_server(house: House) -> None:
 def test_tls_to_the_proxy_and_on_to_the_server(house: House) -> None:
     proxy = house.run(rpcflow.Proxy(port=0, tls=True))
     server = house.server(host=f"tls://{HOST}:{proxy.port}?pin={pin(proxy)}", is_proxy=True, tls=True)
-    with listener(proxy.port) as (port, heard):
+    with listening(proxy.port) as (port, heard):
         url = f"tls://{HOST}:{port}?proxy={pin(proxy)}&pin={pin(server)}"
         with sync.connect(url, key="board", wait_timeout=30) as session:
             works(session)
-    assert b"client:board" not in heard
+    assert b"client:board" not in heard["client"]
 
 
 def test_a_plain_server_behind_a_proxy_with_tls(house: House) -> None:

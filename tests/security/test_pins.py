@@ -41,6 +41,7 @@ def test_bytes_that_are_no_certificate(data: bytes) -> None:
         pin_of(data)
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @given(st.data())
 def test_a_damaged_certificate_is_one_or_a_value_error(data: st.DataObject) -> None:
     damaged = bytearray(der(SERVER))

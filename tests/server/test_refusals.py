@@ -23,6 +23,7 @@ from rpcflow.security.authority import init_authority, issue, revoke
 from rpcflow.security.identity import init_identity
 from rpcflow.security.tokens import hash_token, new_token
 from tests.certificates import write_pem
+from tests.eavesdropper import listening
 
 from .conftest import Host
 from .support import until
@@ -218,37 +219,12 @@ def test_a_plain_client(lab: Lab, said: Callable[[], list[str]]) -> None:
 
 def test_a_replayed_handshake(lab: Lab, said: Callable[[], list[str]]) -> None:
     """All that a good client has said, said again: TLS makes of it what it makes of noise."""
-    recorded = bytearray()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        import threading
-
-        def pass_on() -> None:
-            near, _ = listener.accept()
-            far = socket.create_connection(("127.0.0.1", lab.server.port))
-
-            def back() -> None:
-                while data := far.recv(65536):
-                    near.sendall(data)
-                near.close()
-
-            threading.Thread(target=back).start()
-            try:
-                while data := near.recv(65536):
-                    recorded.extend(data)
-                    far.sendall(data)
-            except OSError:
-                pass
-            far.shutdown(socket.SHUT_RDWR)
-            far.close()
-
-        thread = threading.Thread(target=pass_on)
-        thread.start()
-        with lab.connect(url=f"tls://localhost:{listener.getsockname()[1]}") as session:
+    with listening(lab.server.port) as (port, heard):
+        with lab.connect(url=f"tls://localhost:{port}") as session:
             assert session.get_function("t.echo")(1) == 1
-        thread.join()
     served = lab.server._numbers
     with socket.create_connection(("127.0.0.1", lab.server.port), 30) as sock:
-        sock.sendall(recorded)
+        sock.sendall(heard["client"])
         sock.settimeout(30)
         try:
             while sock.recv(65536):
