@@ -9,7 +9,7 @@ from typing import Final, cast
 from rpcflow.errors import AuthenticationError, ConnectionLostError, ProtocolError, RPCError
 from rpcflow.protocol.values import FilePayload, Part
 
-BATCH_NBYTES: Final = 1 << 18
+BATCH_NBYTES: Final = 1 << 17
 """Encrypted, or taken off the line, at a time."""
 RECORD_NBYTES: Final = 1 << 14
 """Most in one record."""
