@@ -51,8 +51,8 @@ def _there(url: str, key: str | None) -> bool:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     except BaseExceptionGroup as group:
-        if group.split(KeyboardInterrupt)[1] is not None:
-            raise
+        if group.split(KeyboardInterrupt)[0] is None:
+            raise  # what else went wrong as it was interrupted does not matter
         raise click.Abort from group
     advice = list(dict.fromkeys(hop.advice for hop in hops if hop.advice))
     if advice:
