@@ -83,10 +83,10 @@ class Server(BlockingService):
             "insecure": True,
             "peer_timeout": peer_timeout,
             "poll": poll,
+            "sandbox": sandbox,
+            "sandbox_grant": tuple(sandbox_grant),
             **elsewhere(security),
         }
-        if sandbox or sandbox_grant:
-            options |= {"sandbox": sandbox, "sandbox_grant": tuple(sandbox_grant)}
         self._service = ServiceProcess("server", options, silent)
         self.host: str = self._service.answer["host"] if is_proxy else host
         self.port: int = self._service.answer["port"]
