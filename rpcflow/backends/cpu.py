@@ -13,7 +13,7 @@ from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.sinks import Sink, ViewSink
 from rpcflow.protocol.values import Device
 
-from .base import BackendError, Memory
+from .base import Backend, BackendError, Memory
 
 ALIGNMENT: Final = 64
 """Bytes: a cache line, and the widest vector registers."""
@@ -32,8 +32,10 @@ class CpuMemory:
     arguments: dict[Any, Any] = attrs.Factory(dict)
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Plain memory: copies are immediate, and every stream is the one there is."""
+
+    kind = "cpu"
 
     def attribute(self, dev_id: int, kind: int) -> int | str | None:
         if kind == Attribute.exist:
@@ -80,28 +82,10 @@ class CpuBackend:
     ) -> None:
         ctypes.memmove(target.address + target_offset, source.address + source_offset, nbytes)
 
-    def set_device(self, dev_id: int) -> None:
-        pass  # there is one
-
     def synchronize(self, dev_id: int, stream: int) -> None:
         pass  # nothing runs behind the caller's back
-
-    def create_stream(self, dev_id: int) -> int:
-        return 0
-
-    def free_stream(self, dev_id: int, stream: int) -> None:
-        pass  # there is one, and it stays
-
-    def set_stream(self, dev_id: int, stream: int) -> None:
-        pass  # there is one
-
-    def current_stream(self, dev_id: int) -> int:
-        return 0
 
 
 def _view(memory: Memory) -> memoryview:
     assert isinstance(memory, CpuMemory)
     return memory.view
-
-
-backend: Final = CpuBackend()

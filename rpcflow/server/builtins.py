@@ -10,6 +10,7 @@ import numpy as np
 
 from rpcflow import registry
 from rpcflow.backends import BackendTable
+from rpcflow.backends.kernels import Location
 from rpcflow.errors import FunctionNotFoundError, RPCError
 from rpcflow.protocol.values import Device, FilePayload, TypeIndex
 from rpcflow.session.actions import Given
@@ -18,8 +19,9 @@ from rpcflow.session.handles import Kind
 from .evaluator import Settings, evaluate
 from .folder import PREFIX, FileSink, RefusedSink, SessionFolder
 from .guard import Guard
+from .kernels import KernelLoader, is_library
 from .linking import LOADABLE, linked
-from .modules import ModuleLoader
+from .modules import ModuleError, ModuleLoader
 
 _UNLIMITED: Final = 2**63 - 1
 _LAST_LEVEL_CACHE_NBYTES: Final = 64 << 20
@@ -47,6 +49,7 @@ class Builtins:
         files_by_handle: whether long files are answered as FilePayload, to be sent straight from disk.
         guard: keeps to the session's grant; None where everything is granted. A function is put to it when it is
             looked up; here is what comes after that.
+        locate: says where a tensor lies that a function is given.
     """
 
     def __init__(
@@ -56,8 +59,10 @@ class Builtins:
         convert: Callable[[Any], Any],
         files_by_handle: bool,
         guard: Guard | None = None,
+        locate: Callable[[Any], Location | None] = lambda value: None,
     ) -> None:
         self._guard = guard
+        self._kernels = KernelLoader(backends, locate, guard)
         self.folder = folder
         self._backends = backends
         self._convert = convert
@@ -110,9 +115,16 @@ class Builtins:
                 return file.read()
         return data
 
-    def load_module(self, name: str) -> Given:
-        """Load a compiled module; objects are linked first."""
-        module = self._modules.load(self._linked(name))
+    def load_module(self, name: str, backend: str = "", signature: str = "", options: str = "") -> Given:
+        """Load a compiled module, objects being linked first, or a file of kernels, which the rest is for."""
+        module: Any
+        path = self.folder.existing(str(name))
+        if is_library(path):
+            if backend or signature or options:
+                raise ModuleError(f"{name!r} is a library: it takes no backend, signature or options")
+            module = self._modules.load(self._linked(name))
+        else:
+            module = self._kernels.load(path, str(backend), str(signature), str(options))
         return Given(TypeIndex.MODULE, Kind.MODULE, module)
 
     def download_linked_module(self, name: str) -> Any:
@@ -177,6 +189,7 @@ class Builtins:
                 settings,
                 preprocess,
                 lambda: backend.synchronize(dev_id, 0),
+                backend.timer(dev_id),
             )
 
         return Given(TypeIndex.FUNCTION, Kind.FUNCTION, Builtin(f"time_evaluator({name})", measure))

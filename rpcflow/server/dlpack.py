@@ -62,34 +62,34 @@ class DLPackExporter:
     """An object of the DLPack protocol over ``shape`` elements at ``address``; ``owner`` lives as long as they do."""
 
     def __init__(self, device: Device, address: int, dtype: DataType, shape: tuple[int, ...], owner: Any) -> None:
-        self._device = device
-        self._address = address
-        self._dtype = dtype
-        self._shape = shape
-        self._owner = owner
+        self.device = device
+        self.address = address
+        self.dtype = dtype
+        self.shape = shape
+        self.owner = owner
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self._device.dev_type, self._device.dev_id
+        return self.device.dev_type, self.device.dev_id
 
     def __dlpack__(self, **_: Any) -> Any:
-        ndim = len(self._shape)
-        shape = (ctypes.c_int64 * max(ndim, 1))(*self._shape)
+        ndim = len(self.shape)
+        shape = (ctypes.c_int64 * max(ndim, 1))(*self.shape)
         strides = (ctypes.c_int64 * max(ndim, 1))()
         step = 1
         for i in range(ndim - 1, -1, -1):
             strides[i] = step
-            step *= max(self._shape[i], 1)
+            step *= max(self.shape[i], 1)
         managed = _DLManagedTensor()
         tensor = managed.tensor
-        tensor.data = self._address
-        tensor.device_type, tensor.device_id = self._device
+        tensor.data = self.address
+        tensor.device_type, tensor.device_id = self.device
         tensor.ndim = ndim
-        tensor.code, tensor.bits, tensor.lanes = self._dtype.code, self._dtype.bits, self._dtype.lanes
+        tensor.code, tensor.bits, tensor.lanes = self.dtype.code, self.dtype.bits, self.dtype.lanes
         tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
         tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
         managed.deleter = _release
         address = ctypes.addressof(managed)
-        _held[address] = (managed, shape, strides, self._owner)
+        _held[address] = (managed, shape, strides, self.owner)
         return _new_capsule(address, b"dltensor", None)
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import attrs
 
+from rpcflow.backends import Timer
+
 _GROWTH: Final = 1.618
 
 
@@ -44,8 +46,10 @@ def evaluate(
     settings: Settings,
     preprocess: Callable[..., Any] | None = None,
     synchronize: Callable[[], None] = lambda: None,
+    timer: Timer | None = None,
 ) -> bytes:
-    """Measure ``function(*args)``: one little-endian f64 for each repeat, seconds per run."""
+    """Measure ``function(*args)``: one little-endian f64 for each repeat, seconds per run. ``timer``: the device's own,
+    where it has one."""
     function(*args)
     synchronize()
     flush = bytearray(settings.cache_flush_bytes)
@@ -65,11 +69,16 @@ def evaluate(
             elif zero_readings:
                 number = math.ceil(number * _GROWTH)
             synchronize()
+            if timer is not None:
+                timer.start()
             began = time.perf_counter()
             for _ in times(None, number):
                 function(*args)
-            synchronize()
-            elapsed = time.perf_counter() - began
+            if timer is not None:
+                elapsed = timer.stop()
+            else:
+                synchronize()
+                elapsed = time.perf_counter() - began
             zero_readings += elapsed == 0.0
             if elapsed * 1e3 >= settings.min_repeat_ms:
                 break

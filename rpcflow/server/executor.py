@@ -64,7 +64,7 @@ class Executor:
         self._guard = Guard.of(grant)
         self._backends = BackendTable()
         self._bridge = make_bridge(self._backends)
-        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle, self._guard)
+        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle, self._guard, self._bridge.locate)
         self._forward = forward
         self._sink: Sink | None = None
         self.opened: list[int] = []
@@ -109,6 +109,7 @@ class Executor:
         """The session is over."""
         self.machine.close()
         self.sent()
+        self._backends.close()
         if self._log is not None:
             self._log.flush()
 
@@ -142,17 +143,7 @@ class Executor:
         elif isinstance(action, actions.CopyAmong):
             self._check_device(action.source.device)
             self._check_device(action.target.device)
-            if action.source.device.dev_type != action.target.device.dev_type:
-                raise BackendError("a copy between devices of two kinds has to go through the host")
-            backend = self._backends.get(action.source.device)
-            backend.copy(
-                action.source,
-                action.source_offset,
-                action.target,
-                action.target_offset,
-                action.nbytes,
-                action.stream,
-            )
+            self._copy_among(action)
             machine.reply_none()
         elif isinstance(action, actions.Alloc):
             self._check_device(action.device)
@@ -171,6 +162,22 @@ class Executor:
             self._start(action.args)
         else:
             assert isinstance(action, actions.Closed)
+
+    def _copy_among(self, action: actions.CopyAmong) -> None:
+        backend = self._backends.get(action.source.device)
+        if action.source.device.dev_type == action.target.device.dev_type:
+            backend.copy(*action)
+            return
+        _, source_offset, target, target_offset, nbytes, _ = action
+        other = self._backends.get(target.device)
+        data = memoryview(backend.read(action.source, source_offset, nbytes)).cast("B")
+        sink = other.sink(target, target_offset, nbytes)
+        while data:
+            room = sink.get_buffer()[: len(data)]
+            room[:] = data[: len(room)]
+            data = data[len(room) :]
+            sink.filled(len(room))
+        other.received(target, target_offset, nbytes, sink)
 
     def _find(self, name: str) -> Any:
         if self._guard is not None and not (name.startswith(_OWN_NAMES) and registry.find(name) is None):

@@ -9,6 +9,7 @@ import numpy as np
 from rpcflow import registry
 from rpcflow.arrays import numpy_dtype
 from rpcflow.backends import BackendTable, Memory
+from rpcflow.backends.kernels import Location
 from rpcflow.protocol.dtype import DataType
 from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, TensorView, TypeIndex
 from rpcflow.session.actions import Given, GivenTensor
@@ -16,6 +17,7 @@ from rpcflow.session.handles import Kind
 
 from .dlpack import DLPackExporter, data_address
 
+_CPU: Final = 1
 _AS_IS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, DataType, Device, Pointer})
 
 
@@ -27,6 +29,9 @@ class ValueBridge(Protocol):
 
     def argument(self, value: Any) -> Any:
         """What a function takes for any other value."""
+
+    def locate(self, value: Any) -> Location | None:
+        """Where a tensor lies that :meth:`tensor` made, or a function returned; None for what is no tensor."""
 
     def result(self, value: Any) -> Any:
         """A plain value, Given or GivenTensor, for what a function returned.
@@ -41,6 +46,7 @@ class FfiBridge:
 
     def __init__(self, ffi: Any, backends: BackendTable) -> None:
         self._ffi = ffi
+        self._tensor = ffi.Tensor
         self._backends = backends
         self._wrappers: dict[type, Any] = {}
         self._results: dict[type, Any] = {
@@ -76,6 +82,12 @@ class FfiBridge:
         if kind is Pointer:
             return ctypes.c_void_p(int(value))
         return value
+
+    def locate(self, value: Any) -> Location | None:
+        if type(value) is not self._tensor and not isinstance(value, self._tensor):
+            return None
+        device = value.device
+        return Location(device.dlpack_device_type(), device.index, data_address(value))
 
     def result(self, value: Any) -> Any:
         kind = type(value)
@@ -117,12 +129,17 @@ class FfiBridge:
 
 
 class PlainBridge:
-    """For Python callables, where apache-tvm-ffi is not installed: tensors are NumPy arrays."""
+    """For Python callables, where apache-tvm-ffi is not installed: tensors are NumPy arrays, and those on other
+    devices :class:`~rpcflow.server.dlpack.DLPackExporter`."""
 
     def __init__(self, backends: BackendTable) -> None:
         self._backends = backends
 
     def tensor(self, memory: Memory, view: TensorView) -> Any:
+        if view.device.dev_type != _CPU:
+            return DLPackExporter(
+                memory.device, memory.address + view.byte_offset, view.dtype, view.shape, memory.owner
+            )
         backend = self._backends.get(view.device)
         data = backend.read(memory, view.byte_offset, view.nbytes)
         return np.frombuffer(data, numpy_dtype(view.dtype)).reshape(view.shape)  # type: ignore[arg-type]
@@ -133,6 +150,9 @@ class PlainBridge:
             return str(value)
         return bytes(value) if kind is ObjectBytes else value
 
+    def locate(self, value: Any) -> Location | None:
+        return Location(*value.device, value.address) if type(value) is DLPackExporter else None
+
     def result(self, value: Any) -> Any:
         if type(value) in _AS_IS or isinstance(value, Given | GivenTensor):
             return value
@@ -140,6 +160,10 @@ class PlainBridge:
             return str(value)
         if type(value) is ObjectBytes:
             return bytes(value)
+        if type(value) is DLPackExporter:
+            nbytes = TensorView(0, value.device, value.dtype, value.shape).nbytes
+            memory = self._backends.get(value.device).wrap(value.device, value.address, nbytes, value.owner)
+            return GivenTensor(memory, value.dtype, value.shape)
         if isinstance(value, np.ndarray):
             from rpcflow.arrays import data_type
 

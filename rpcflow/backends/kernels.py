@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels as functions of a module: what they take, and that what they are given fits, before anything is launched."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import attrs
+
+from rpcflow.devices import DEVICE_TYPES
+from rpcflow.protocol.dtype import DataType, DTypeCode
+
+from .base import Backend, Kernel, KernelError
+
+LAUNCH_ARGUMENTS: Final = 6
+"""Behind a kernel's own: the grid's extents x, y, z in blocks, then the block's in threads; all 0 for a block as the
+kernel itself says."""
+_FLOAT_BITS: Final = (16, 32, 64)
+_FLOAT_MAX: Final = {16: 65504.0, 32: 3.4028234663852886e38, 64: math.inf}
+
+
+@attrs.frozen
+class Param:
+    """One parameter of a kernel.
+
+    ``dtype``: None for a tensor. ``local``: it is memory that the threads of a block share, of as many bytes as the
+    argument says. ``name``: for errors; empty where it is not known.
+    """
+
+    dtype: DataType | None
+    name: str = ""
+    local: bool = False
+
+    def __str__(self) -> str:
+        kind = "local memory" if self.local else "tensor" if self.dtype is None else str(self.dtype)
+        return f"{self.name}: {kind}" if self.name else kind
+
+
+TENSOR: Final = Param(None)
+
+
+class Location(NamedTuple):
+    """Where a tensor lies."""
+
+    dev_type: int
+    dev_id: int
+    address: int
+
+
+def parse_params(function: str, types: Sequence[str]) -> tuple[Param, ...]:
+    """The parameters that a signature names: dtypes, with ``*`` behind for tensors of it, and ``local``.
+
+    Raises:
+        KernelError: one is no type.
+    """
+    params = []
+    for text in types:
+        word = text.strip()
+        if word == "local":
+            params.append(Param(DataType(DTypeCode.INT, 64), local=True))
+            continue
+        try:
+            dtype = DataType.parse(word.removesuffix("*").rstrip())
+        except ValueError as error:
+            raise KernelError(f"the signature of {function!r}: {error}", kernel=function) from None
+        if word.endswith("*"):
+            params.append(TENSOR)
+            continue
+        params.append(scalar(function, dtype))
+    return tuple(params)
+
+
+def scalar(function: str, dtype: DataType, name: str = "") -> Param:
+    """A scalar parameter.
+
+    Raises:
+        KernelError: none of that type can be passed.
+    """
+    whole = dtype.code in (DTypeCode.INT, DTypeCode.UINT) and dtype.bits in (8, 16, 32, 64)
+    real = dtype.code == DTypeCode.FLOAT and dtype.bits in _FLOAT_BITS
+    if dtype.lanes != 1 or not (whole or real or dtype.code == DTypeCode.BOOL):
+        raise KernelError(f"{function!r} takes a {dtype}, which cannot be passed", kernel=function)
+    return Param(dtype, name)
+
+
+def _integer(dtype: DataType) -> Callable[[Any], int]:
+    signed = dtype.code == DTypeCode.INT
+    low, high = (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1) if signed else (0, (1 << dtype.bits) - 1)
+
+    def convert(value: Any) -> int:
+        kind = type(value)
+        if kind is not int and kind is not bool:
+            raise TypeError(f"must be an int, not {_describe(value)}")
+        if not low <= value <= high:
+            # int64 is all that the wire has: the upper half of uint64 arrives as negative numbers
+            if signed or dtype.bits != 64 or value < -(1 << 63):
+                raise OverflowError(f"must be from {low} to {high}, not {value}")
+            return int(value) + (1 << 64)
+        return int(value)
+
+    return convert
+
+
+def _real(dtype: DataType) -> Callable[[Any], float]:
+    most = _FLOAT_MAX[dtype.bits]
+
+    def convert(value: Any) -> float:
+        kind = type(value)
+        if kind is not float and kind is not int and kind is not bool:
+            raise TypeError(f"must be a number, not {_describe(value)}")
+        number = float(value)
+        if abs(number) > most and not math.isinf(number):
+            raise OverflowError(f"{value} is too large for it")
+        return number
+
+    return convert
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is not bool and value not in (0, 1):
+        raise TypeError(f"must be a bool, not {_describe(value)}")
+    return bool(value)
+
+
+def _describe(value: Any) -> str:
+    return f"the {type(value).__name__} {value!r}" if isinstance(value, int | float | str) else type(value).__name__
+
+
+class KernelModule:
+    """What a file of kernels is to a session: functions that launch.
+
+    Args:
+        name: the file's.
+        backend: that loaded it.
+        kernels: its kernels, by name.
+        locate: says where a tensor lies, as functions are given it; None for what is no tensor.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        backend: Backend,
+        kernels: Mapping[str, Kernel],
+        locate: Callable[[Any], Location | None],
+    ) -> None:
+        self._name = name
+        self._backend = backend
+        self._kernels = kernels
+        self._locate = locate
+        self._functions: dict[str, KernelFunction] = {}
+
+    def get_function(self, name: str, query_imports: bool = True) -> "KernelFunction | None":
+        """The function that launches a kernel, or None."""
+        kernel = self._kernels.get(name)
+        if kernel is None:
+            return None
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = KernelFunction(self._backend, kernel, self._locate)
+        return function
+
+    def import_module(self, other: Any) -> None:
+        """Not for kernels."""
+        raise KernelError(f"{self._name} holds kernels: it cannot import other modules")
+
+    def __repr__(self) -> str:
+        return f"<{self._backend.kind} kernels {self._name}: {', '.join(self._kernels)}>"
+
+
+class KernelFunction:
+    """Launches a kernel: its arguments, then the six of :data:`LAUNCH_ARGUMENTS`. It does not wait.
+
+    Raises:
+        KernelError: the arguments do not fit; nothing was launched.
+    """
+
+    def __init__(self, backend: Backend, kernel: Kernel, locate: Callable[[Any], Location | None]) -> None:
+        self._backend = backend
+        self._dev_type = DEVICE_TYPES[backend.kind]
+        self._kernel = kernel
+        self._locate = locate
+        self._converters: list[Callable[[Any], Any] | None] = []
+        for param in kernel.params:
+            if param.dtype is None:
+                self._converters.append(None)
+            elif param.dtype.code == DTypeCode.FLOAT:
+                self._converters.append(_real(param.dtype))
+            elif param.dtype.code == DTypeCode.BOOL:
+                self._converters.append(_boolean)
+            else:
+                self._converters.append(_integer(param.dtype))
+        self._count = len(self._converters) + LAUNCH_ARGUMENTS
+
+    @property
+    def __name__(self) -> str:
+        return self._kernel.name
+
+    def __call__(self, *args: Any) -> None:
+        if len(args) != self._count:
+            raise self._miscounted(len(args))
+        values: list[Any] = []
+        dev_id = -1
+        i = 0
+        try:
+            for convert in self._converters:
+                arg = args[i]
+                if convert is not None:
+                    values.append(convert(arg))
+                else:
+                    where = self._locate(arg)
+                    if where is None:
+                        raise TypeError(f"must be a tensor, not {_describe(arg)}")
+                    dev_type, number, address = where
+                    if dev_type != self._dev_type:
+                        raise TypeError(f"must be a tensor on {self._backend.kind}, not on another kind of device")
+                    if number != dev_id:
+                        if dev_id >= 0:
+                            raise TypeError("is on another device than the tensors before it")
+                        dev_id = number
+                    values.append(address)
+                i += 1
+        except (TypeError, OverflowError) as error:
+            param = self._kernel.params[i]
+            raise KernelError(
+                f"{self._kernel.name}: argument {i} ({param}) {error}", kernel=self._kernel.name
+            ) from None
+        launch = args[i:]
+        for extent in launch:
+            if type(extent) is not int:
+                raise KernelError(
+                    f"{self._kernel.name}: grid and block are ints, not {_describe(extent)}", kernel=self._kernel.name
+                )
+        grid, block = launch[:3], launch[3:]
+        own = self._kernel.block
+        if block == (0, 0, 0):
+            if own is None:
+                raise KernelError(
+                    f"{self._kernel.name} does not say how many threads a block has: give block=(x, y, z)",
+                    kernel=self._kernel.name,
+                )
+            block = own
+        elif own is not None and block != own:
+            raise KernelError(
+                f"{self._kernel.name} is made for blocks of {own} threads, not {block}", kernel=self._kernel.name
+            )
+        if min(grid) < 1 or min(block) < 1:
+            raise KernelError(
+                f"{self._kernel.name}: a grid of {grid} blocks of {block} threads has nothing to run",
+                kernel=self._kernel.name,
+            )
+        self._kernel.launch(max(dev_id, 0), values, grid, block)  # type: ignore[arg-type]  # three each
+
+    def _miscounted(self, count: int) -> KernelError:
+        own = len(self._converters)
+        params = ", ".join(str(param) for param in self._kernel.params)
+        if count == own:
+            text = "and a launch: grid=(x, y, z), block=(x, y, z), or six ints behind the arguments"
+        else:
+            text = f"and the launch's six ints; it was given {count - LAUNCH_ARGUMENTS} and six"
+            if count < LAUNCH_ARGUMENTS:
+                text = f"and the launch's six ints; it was given {count} in all"
+        return KernelError(f"{self._kernel.name} takes {own} arguments ({params}) {text}", kernel=self._kernel.name)
+
+
+def check_launch(
+    name: str,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    most_blocks: Sequence[int],
+    most_threads: Sequence[int],
+    most_in_block: int,
+) -> None:
+    """Raise KernelError where a launch is larger than the device allows."""
+    for i, axis in enumerate("xyz"):
+        if grid[i] > most_blocks[i]:
+            raise KernelError(f"{name}: a grid has at most {most_blocks[i]} blocks in {axis}, not {grid[i]}", kernel=name)
+        if block[i] > most_threads[i]:
+            raise KernelError(
+                f"{name}: a block has at most {most_threads[i]} threads in {axis}, not {block[i]}", kernel=name
+            )
+    threads = block[0] * block[1] * block[2]
+    if threads > most_in_block:
+        raise KernelError(f"{name}: a block has at most {most_in_block} threads here, not {threads}", kernel=name)

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenCL devices, by pyopencl. Kernels are OpenCL C (``.cl``), or SPIR-V (``.spv``) where the driver takes it."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+import attrs
+import numpy as np
+
+from rpcflow.devices import Attribute
+from rpcflow.protocol.dtype import DataType, DTypeCode
+from rpcflow.protocol.sinks import Sink, ViewSink
+
+from .base import BackendError, KernelError, KernelSource, Memory, Timer
+from .blocks import DeviceMemory
+from .device import DeviceBackend
+from .kernels import TENSOR, Param, check_launch, parse_params, scalar
+
+_INSTALL: Final = "pip install 'rpcflow[opencl]'"
+_SCALARS: Final = {
+    "char": "int8",
+    "uchar": "uint8",
+    "unsigned char": "uint8",
+    "short": "int16",
+    "ushort": "uint16",
+    "unsigned short": "uint16",
+    "int": "int32",
+    "uint": "uint32",
+    "unsigned int": "uint32",
+    "long": "int64",
+    "ulong": "uint64",
+    "unsigned long": "uint64",
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "bool": "uint8",
+}
+"""OpenCL C's scalar types (chapter 6.3.1 of its specification) by the names that drivers report."""
+
+
+@attrs.define(eq=False)
+class _Device:
+    dev_id: int
+    context: Any
+    device: Any
+    max_group: int
+    max_items: list[int]
+    base_align: int
+
+
+class OpenCLBackend(DeviceBackend):
+    """OpenCL. Devices are numbered over all platforms: GPUs first, then accelerators, then CPUs, as drivers list them."""
+
+    kind = "opencl"
+    suffixes = (".cl", ".spv")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cl: Any = None
+
+    def drv_find(self) -> Sequence[Any]:
+        try:
+            import pyopencl
+        except ImportError as error:
+            raise BackendError(f"pyopencl cannot be imported ({error}): {_INSTALL}") from error
+        self.cl = cl = pyopencl
+        try:
+            devices = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+        except cl.Error as error:
+            raise BackendError(
+                f"no OpenCL driver answers ({_text(error)}): install your device's, or for the processor itself "
+                "PoCL (Debian: apt-get install pocl-opencl-icd)"
+            ) from error
+        if not devices:
+            raise BackendError("the OpenCL drivers find no device")
+        kinds = (cl.device_type.GPU, cl.device_type.ACCELERATOR)
+        return sorted(devices, key=lambda device: [i for i, kind in enumerate((*kinds, -1)) if device.type & kind][0])
+
+    def version(self) -> str:
+        found = self.found()
+        text = f"pyopencl {version('pyopencl')}"
+        platforms = dict.fromkeys(f"{device.platform.name} {device.driver_version}" for device in found)
+        return ", ".join((text, *platforms))
+
+    def drv_open(self, dev_id: int, found: Any) -> _Device:
+        try:
+            context = self.cl.Context([found])
+        except self.cl.Error as error:
+            raise BackendError(f"opencl({dev_id}) cannot be used: {_text(error)}", device=f"opencl({dev_id})") from error
+        return _Device(
+            dev_id,
+            context,
+            found,
+            found.max_work_group_size,
+            list(found.max_work_item_sizes),
+            max(found.mem_base_addr_align // 8, 1),
+        )
+
+    def drv_stream(self, dev: _Device, first: bool) -> Any:
+        return self.cl.CommandQueue(dev.context, properties=self.cl.command_queue_properties.PROFILING_ENABLE)
+
+    def drv_free_stream(self, dev: _Device, stream: Any) -> None:
+        pass  # collecting it frees it
+
+    def drv_wait(self, dev: _Device, stream: Any) -> None:
+        with self.told(dev):
+            stream.finish()
+
+    def drv_max_nbytes(self, dev: _Device) -> int:
+        return int(dev.device.max_mem_alloc_size)
+
+    def drv_allocate(self, dev: _Device, nbytes: int) -> tuple[Any, int]:
+        try:
+            return self.cl.Buffer(dev.context, self.cl.mem_flags.READ_WRITE, nbytes), 0
+        except (self.cl.MemoryError, self.cl.LogicError) as error:
+            raise MemoryError(f"{nbytes} bytes of opencl memory cannot be had: {_text(error)}") from error
+
+    def drv_free(self, dev: _Device, raw: Any) -> None:
+        raw.release()
+
+    def drv_write(self, dev: _Device, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
+        with self.told(dev):
+            self.cl.enqueue_copy(stream, raw, data, dst_offset=offset, is_blocking=True)
+
+    def drv_read(self, dev: _Device, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
+        with self.told(dev):
+            self.cl.enqueue_copy(stream, data, raw, src_offset=offset, is_blocking=True)
+
+    def drv_copy(
+        self, dev: _Device, source: Any, source_offset: int, target: Any, target_offset: int, nbytes: int, stream: Any
+    ) -> None:
+        with self.told(dev):
+            if source is target and abs(source_offset - target_offset) < nbytes:  # it must not overlap
+                between = self.cl.Buffer(dev.context, self.cl.mem_flags.READ_WRITE, nbytes)
+                self.cl.enqueue_copy(stream, between, source, byte_count=nbytes, src_offset=source_offset)
+                source, source_offset = between, 0
+            self.cl.enqueue_copy(
+                stream, target, source, byte_count=nbytes, src_offset=source_offset, dst_offset=target_offset
+            )
+
+    def sink(self, memory: Memory, offset: int, nbytes: int) -> Sink:
+        """The driver's own view of the memory: where host and device share theirs, nothing is copied."""
+        assert isinstance(memory, DeviceMemory)
+        if not nbytes:
+            return ViewSink(memoryview(b""))
+        dev = self.device(memory.device.dev_id)
+        stream = self.streams.get(dev.dev_id, 0)
+        with self.told(dev):
+            array, _ = self.cl.enqueue_map_buffer(
+                stream,
+                memory.block.raw,
+                self.cl.map_flags.WRITE_INVALIDATE_REGION,
+                memory.offset + offset,
+                (nbytes,),
+                np.uint8,
+                is_blocking=True,
+            )
+        return _MappedSink(array, stream)
+
+    def received(self, memory: Memory, offset: int, nbytes: int, sink: Sink) -> None:
+        if isinstance(sink, _MappedSink):
+            with self.told(self.device(memory.device.dev_id)):
+                sink.release()
+
+    def drv_attribute(self, dev: _Device, kind: Attribute) -> int | str | None:
+        device = dev.device
+        if kind is Attribute.max_threads_per_block:
+            return dev.max_group
+        if kind is Attribute.max_shared_memory_per_block:
+            return int(device.local_mem_size)
+        if kind is Attribute.compute_version:
+            return str(device.opencl_c_version).removeprefix("OpenCL C ").split(" ")[0]
+        if kind is Attribute.device_name:
+            return str(device.name)
+        if kind is Attribute.max_clock_rate:
+            return int(device.max_clock_frequency) * 1000
+        if kind is Attribute.multi_processor_count:
+            return int(device.max_compute_units)
+        if kind is Attribute.max_thread_dimensions:
+            return str(dev.max_items)
+        if kind is Attribute.api_version:
+            major, minor = str(device.version).split(" ")[1].split(".")[:2]
+            return int(major) * 100 + int(minor) * 10
+        if kind is Attribute.driver_version:
+            return str(device.driver_version)
+        if kind is Attribute.l2_cache_size_bytes:
+            return int(device.global_mem_cache_size)
+        if kind is Attribute.total_global_memory:
+            return int(device.global_mem_size)
+        if kind is Attribute.image_pitch_alignment:
+            return int(getattr(device, "image_pitch_alignment", 0)) or None
+        return 1 if kind is Attribute.warp_size else None
+
+    def timer(self, dev_id: int) -> Timer:
+        self.device(dev_id)
+        return _MarkerTimer(self.cl, self.streams.get(dev_id, 0))
+
+    # ---- kernels
+
+    def load(self, source: KernelSource) -> Mapping[str, "OpenCLKernel"]:
+        programs = {0: self.build(self.device(0), source)}
+        names = [kernel.function_name for kernel in programs[0].all_kernels()]
+        if not names:
+            raise KernelError(f"{source.name} holds no kernels")
+        return {name: OpenCLKernel(self, source, name, programs) for name in names}
+
+    def build(self, dev: _Device, source: KernelSource) -> Any:
+        """The program of a source, for one device."""
+        cl = self.cl
+        options = [*source.options, "-cl-kernel-arg-info"]
+        try:
+            if source.suffix == ".spv":
+                if "cl_khr_il_program" not in dev.device.extensions and not getattr(dev.device, "il_version", ""):
+                    raise KernelError(f"the driver of {dev.device.name} takes no SPIR-V: give it OpenCL C (.cl)")
+                return cl.Program(dev.context, source.data).build(options)
+            return cl.Program(dev.context, source.text).build(options)
+        except cl.Error as error:
+            raise KernelError(f"{source.name} does not compile:\n{_build_log(error)}") from error
+
+    def told(self, dev: _Device) -> "_Told":
+        """Around calls of the driver."""
+        return _Told(self.cl, dev.dev_id)
+
+    def close(self) -> None:
+        super().close()
+        self._found = None
+
+
+class _Told:
+    """Makes a driver's errors BackendErrors."""
+
+    def __init__(self, cl: Any, dev_id: int) -> None:
+        self._cl = cl
+        self._dev_id = dev_id
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        name = f"opencl({self._dev_id})"
+        if isinstance(error, self._cl.MemoryError):
+            raise MemoryError(f"{name}: {_text(error)}") from error
+        if isinstance(error, self._cl.Error):
+            raise BackendError(f"{name}: {_text(error)}", device=name) from error
+
+
+class _MappedSink(ViewSink):
+    """Into memory that a driver lends for the time being."""
+
+    def __init__(self, array: Any, stream: Any) -> None:
+        super().__init__(array.data)
+        self._mapping: Any = array.base
+        self._stream = stream
+
+    def release(self) -> None:
+        """Give it back to the device."""
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            self._view = memoryview(b"")
+            mapping.release(self._stream)
+
+    def abandon(self) -> None:
+        self.release()
+
+
+class _MarkerTimer:
+    """By the device's clock at markers between commands."""
+
+    def __init__(self, cl: Any, stream: Any) -> None:
+        self._cl = cl
+        self._stream = stream
+        self._began: Any = None
+
+    def start(self) -> None:
+        self._began = self._cl.enqueue_marker(self._stream)
+
+    def stop(self) -> float:
+        ended = self._cl.enqueue_marker(self._stream)
+        ended.wait()
+        return float(ended.profile.end - self._began.profile.end) * 1e-9
+
+
+class OpenCLKernel:
+    """A kernel of a program; see :class:`rpcflow.backends.base.Kernel`."""
+
+    def __init__(self, backend: OpenCLBackend, source: KernelSource, name: str, programs: dict[int, Any]) -> None:
+        self.name = name
+        self._backend = backend
+        self._source = source
+        self._programs = programs
+        self._cl = backend.cl
+        given = source.signature.get(name)
+        kernel = self._cl.Kernel(programs[0], name)
+        self.params: tuple[Param, ...] = parse_params(name, given) if given is not None else self._reflected(kernel)
+        if len(self.params) != kernel.num_args:
+            raise KernelError(
+                f"the signature of {name!r} has {len(self.params)} parameters; it takes {kernel.num_args}", kernel=name
+            )
+        dev = backend.device(0)
+        info = self._cl.kernel_work_group_info
+        block = tuple(int(n) for n in kernel.get_work_group_info(info.COMPILE_WORK_GROUP_SIZE, dev.device))
+        self.block: tuple[int, int, int] | None = (block[0], block[1], block[2]) if all(block) else None
+        self._most_blocks = ((1 << 32) - 1,) * 3
+        self._ready: dict[int, tuple[Any, int]] = {0: self._prepared(kernel, dev)}
+
+    def _reflected(self, kernel: Any) -> tuple[Param, ...]:
+        info, space = self._cl.kernel_arg_info, self._cl.kernel_arg_address_qualifier
+        params = []
+        for i in range(kernel.num_args):
+            try:
+                qualifier = kernel.get_arg_info(i, info.ADDRESS_QUALIFIER)
+                type_name = kernel.get_arg_info(i, info.TYPE_NAME).replace("\0", "")
+                name = kernel.get_arg_info(i, info.NAME).replace("\0", "")
+            except self._cl.Error as error:
+                raise KernelError(
+                    f"the driver does not say what {self.name!r} takes: give load_module a signature for it",
+                    kernel=self.name,
+                ) from error
+            if qualifier == space.LOCAL:
+                params.append(Param(DataType(DTypeCode.INT, 64), name, local=True))
+            elif qualifier in (space.GLOBAL, space.CONSTANT):
+                params.append(attrs.evolve(TENSOR, name=name))
+            elif type_name in _SCALARS:
+                params.append(scalar(self.name, DataType.parse(_SCALARS[type_name]), name))
+            else:
+                raise KernelError(
+                    f"{self.name!r} takes {name!r} of the type {type_name}, which cannot be passed: scalars and "
+                    "pointers can; or say in the signature what to pass it as",
+                    kernel=self.name,
+                )
+        return tuple(params)
+
+    def _prepared(self, kernel: Any, dev: _Device) -> tuple[Any, int]:
+        from rpcflow.arrays import numpy_dtype
+
+        dtypes = []
+        for param in self.params:
+            if param.dtype is None or param.local:
+                dtypes.append(None)
+            else:
+                dtypes.append(np.dtype(np.uint8) if param.dtype.code == DTypeCode.BOOL else numpy_dtype(param.dtype))
+        kernel.set_scalar_arg_dtypes(dtypes)
+        info = self._cl.kernel_work_group_info
+        return kernel, int(kernel.get_work_group_info(info.WORK_GROUP_SIZE, dev.device))
+
+    def launch(self, dev_id: int, args: list[Any], grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
+        backend = self._backend
+        dev: _Device = backend.device(dev_id)
+        ready = self._ready.get(dev_id)
+        if ready is None:
+            if dev_id not in self._programs:
+                self._programs[dev_id] = backend.build(dev, self._source)
+            made = self._cl.Kernel(self._programs[dev_id], self.name)
+            ready = self._ready[dev_id] = self._prepared(made, dev)
+        kernel, most = ready
+        check_launch(self.name, grid, block, self._most_blocks, dev.max_items, most)
+        i = 0
+        for param in self.params:
+            if param.dtype is None:
+                args[i] = self._buffer(dev, args[i], i)
+            elif param.local:
+                args[i] = self._cl.LocalMemory(args[i])
+            i += 1
+        sizes = (grid[0] * block[0], grid[1] * block[1], grid[2] * block[2])
+        with backend.told(dev):
+            kernel(backend.streams.get(dev_id, 0), sizes, block, *args)
+
+    def _buffer(self, dev: _Device, address: int, i: int) -> Any:
+        block, offset = self._backend.space.find(address)
+        if not offset:
+            return block.raw
+        if offset % dev.base_align:
+            raise KernelError(
+                f"{self.name}: argument {i} begins {offset} bytes into its memory; the device wants views to begin at "
+                f"multiples of {dev.base_align} bytes",
+                kernel=self.name,
+            )
+        if offset == block.nbytes:
+            raise KernelError(f"{self.name}: argument {i} is a view of no bytes at the end of its memory")
+        return block.raw[offset : block.nbytes]
+
+
+def _text(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _build_log(error: Exception) -> str:
+    """The compiler's own words, without what the binding puts around them."""
+    lines = str(error).splitlines()
+    start = next((i + 1 for i, line in enumerate(lines) if line.startswith("Build on ")), 0)
+    return "\n".join(line for line in lines[start:] if line.strip() and not line.startswith("(options:"))
+
+
