@@ -165,17 +165,17 @@ class Backend(abc.ABC):
     def synchronize(self, dev_id: int, stream: int) -> None:
         """Wait until the stream (0: the current one) has done all it was given."""
 
-    def set_device(self, dev_id: int) -> None:
+    def set_device(self, dev_id: int) -> None:  # noqa: B027  # nothing is the right thing for most
         """Make a device current, where there is such a thing."""
 
     def create_stream(self, dev_id: int) -> int:
         """A new stream; 0 where there are none."""
         return 0
 
-    def free_stream(self, dev_id: int, stream: int) -> None:
+    def free_stream(self, dev_id: int, stream: int) -> None:  # noqa: B027  # where there are none
         """Let go of a stream."""
 
-    def set_stream(self, dev_id: int, stream: int) -> None:
+    def set_stream(self, dev_id: int, stream: int) -> None:  # noqa: B027  # as above
         """Make a stream current; 0 is the one there is at first."""
 
     def current_stream(self, dev_id: int) -> int:
@@ -194,5 +194,5 @@ class Backend(abc.ABC):
         """
         raise BackendError(f"{self.kind} devices load no files of kernels", device=self.kind)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # where there is nothing to let go of
         """The session is over: let go of everything. Memory that tensors elsewhere still look into goes with them."""

@@ -248,7 +248,7 @@ class KernelFunction:
                 f"{self._kernel.name}: a grid of {grid} blocks of {block} threads has nothing to run",
                 kernel=self._kernel.name,
             )
-        self._kernel.launch(max(dev_id, 0), values, grid, block)  # type: ignore[arg-type]  # three each
+        self._kernel.launch(max(dev_id, 0), values, grid, block)
 
     def _miscounted(self, count: int) -> KernelError:
         own = len(self._converters)
@@ -273,7 +273,9 @@ def check_launch(
     """Raise KernelError where a launch is larger than the device allows."""
     for i, axis in enumerate("xyz"):
         if grid[i] > most_blocks[i]:
-            raise KernelError(f"{name}: a grid has at most {most_blocks[i]} blocks in {axis}, not {grid[i]}", kernel=name)
+            raise KernelError(
+                f"{name}: a grid has at most {most_blocks[i]} blocks in {axis}, not {grid[i]}", kernel=name
+            )
         if block[i] > most_threads[i]:
             raise KernelError(
                 f"{name}: a block has at most {most_threads[i]} threads in {axis}, not {block[i]}", kernel=name

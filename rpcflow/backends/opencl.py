@@ -50,7 +50,7 @@ class _Device:
 
 
 class OpenCLBackend(DeviceBackend):
-    """OpenCL. Devices are numbered over all platforms: GPUs first, then accelerators, then CPUs, as drivers list them."""
+    """OpenCL. Devices are numbered over all platforms: GPUs, accelerators, then others, as their drivers list them."""
 
     kind = "opencl"
     suffixes = (".cl", ".spv")
@@ -74,8 +74,8 @@ class OpenCLBackend(DeviceBackend):
             ) from error
         if not devices:
             raise BackendError("the OpenCL drivers find no device")
-        kinds = (cl.device_type.GPU, cl.device_type.ACCELERATOR)
-        return sorted(devices, key=lambda device: [i for i, kind in enumerate((*kinds, -1)) if device.type & kind][0])
+        gpu, accelerator = cl.device_type.GPU, cl.device_type.ACCELERATOR
+        return sorted(devices, key=lambda device: (not device.type & gpu, not device.type & accelerator))
 
     def version(self) -> str:
         found = self.found()
@@ -87,7 +87,9 @@ class OpenCLBackend(DeviceBackend):
         try:
             context = self.cl.Context([found])
         except self.cl.Error as error:
-            raise BackendError(f"opencl({dev_id}) cannot be used: {_text(error)}", device=f"opencl({dev_id})") from error
+            raise BackendError(
+                f"opencl({dev_id}) cannot be used: {_text(error)}", device=f"opencl({dev_id})"
+            ) from error
         return _Device(
             dev_id,
             context,
@@ -336,7 +338,7 @@ class OpenCLKernel:
     def _prepared(self, kernel: Any, dev: _Device) -> tuple[Any, int]:
         from rpcflow.arrays import numpy_dtype
 
-        dtypes = []
+        dtypes: list[Any] = []
         for param in self.params:
             if param.dtype is None or param.local:
                 dtypes.append(None)
@@ -357,13 +359,11 @@ class OpenCLKernel:
             ready = self._ready[dev_id] = self._prepared(made, dev)
         kernel, most = ready
         check_launch(self.name, grid, block, self._most_blocks, dev.max_items, most)
-        i = 0
-        for param in self.params:
+        for i, param in enumerate(self.params):
             if param.dtype is None:
                 args[i] = self._buffer(dev, args[i], i)
             elif param.local:
                 args[i] = self._cl.LocalMemory(args[i])
-            i += 1
         sizes = (grid[0] * block[0], grid[1] * block[1], grid[2] * block[2])
         with backend.told(dev):
             kernel(backend.streams.get(dev_id, 0), sizes, block, *args)
@@ -392,5 +392,3 @@ def _build_log(error: Exception) -> str:
     lines = str(error).splitlines()
     start = next((i + 1 for i, line in enumerate(lines) if line.startswith("Build on ")), 0)
     return "\n".join(line for line in lines[start:] if line.strip() and not line.startswith("(options:"))
-
-

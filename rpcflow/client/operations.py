@@ -4,7 +4,7 @@
 import io
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from rpcflow.session.wire_errors import not_found
 
 from .core import Operation, SessionCore, bytes_value
 from .files import HostFiles
+from .launching import loading_arguments
 from .objects import BenchmarkResult, checked_shape
 
 _CPU = 1
@@ -51,15 +52,24 @@ def module_function(core: SessionCore, module: int, name: str, query_imports: bo
     return _handle(value, "ModuleGetFunction")
 
 
-def load_module(core: SessionCore, path: str) -> Operation[int]:
+def load_module(
+    core: SessionCore,
+    path: str,
+    backend: str | None = None,
+    signature: Mapping[str, str | Sequence[str]] | None = None,
+    options: Sequence[str] = (),
+) -> Operation[int]:
     """The handle of a module loaded from a file of the session."""
     path = _path(path)
+    rest = loading_arguments(backend, signature, options)
     files = yield from _kept_here(core, "tvm.rpc.server.load_module")
     if files is not None:
         from .loading import load
 
+        if rest:
+            raise ValueError("a device without files loads no kernels: no backend, signature or options")
         return (yield from load(core, path, files.read(path)))
-    return _handle((yield from core.call_builtin("tvm.rpc.server.load_module", [path])), "load_module")
+    return _handle((yield from core.call_builtin("tvm.rpc.server.load_module", [path, *rest])), "load_module")
 
 
 def system_lib(core: SessionCore) -> Operation[int]:

@@ -2,7 +2,7 @@
 """Sessions for trio, and by anyio for asyncio."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,7 @@ from . import operations
 from .connection import Connection
 from .core import FunctionReference, ModuleReference, ObjectKinds, Operation, RemoteReference, SessionCore, wrap
 from .credentials import Credentials
+from .launching import Extents, launch_arguments
 from .objects import BenchmarkResult, DeviceBase, TensorBase, own_device
 from .options import checked_options, constructor_arguments, firmware_path, greets
 
@@ -29,8 +30,13 @@ class Function(FunctionReference):
 
     __slots__ = ()
 
-    async def __call__(self, *args: Any) -> Any:
+    async def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> Any:
         """Call it with values, devices, tensors, functions, modules and objects of the same session.
+
+        Args:
+            args: as the function takes them.
+            grid: for a kernel: how many blocks to launch, in x, y and z or fewer of them; it does not wait for them.
+            block: for a kernel: threads of a block, likewise; None where the kernel says so itself.
 
         Raises:
             TypeError, ValueError, OverflowError: an argument does not travel; nothing was sent.
@@ -38,6 +44,8 @@ class Function(FunctionReference):
             RPCError: the session ended.
         """
         core: Any = self._core
+        if grid is not None or block is not None:
+            args += launch_arguments(grid, block)
         value = await core.call(self._number, args, self.name)
         return value if type(value) is int else wrap(core, value, KINDS, self.name)
 
@@ -47,8 +55,10 @@ class TimeEvaluator(FunctionReference):
 
     __slots__ = ()
 
-    async def __call__(self, *args: Any) -> BenchmarkResult:
-        """Measure with these arguments; times are in seconds per run."""
+    async def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> BenchmarkResult:
+        """Measure with these arguments; times are in seconds per run. ``grid`` and ``block`` as for the function."""
+        if grid is not None or block is not None:
+            args += launch_arguments(grid, block)
         return operations.evaluation(await _connection(self).call(self._number, args, self.name))
 
 
@@ -60,7 +70,7 @@ class ModuleFunction:
         self._found: Function | None = None
         self.name = name
 
-    async def __call__(self, *args: Any) -> Any:
+    async def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> Any:
         """As :meth:`Function.__call__`.
 
         Raises:
@@ -68,7 +78,7 @@ class ModuleFunction:
         """
         if self._found is None:
             self._found = await self._module.get_function(self.name)
-        return await self._found(*args)
+        return await self._found(*args, grid=grid, block=block)
 
     def _rpcflow_argument(self, core: SessionCore, i: int) -> Value:
         if self._found is None:
@@ -103,9 +113,9 @@ class Module(ModuleReference):
         """The function called :attr:`entry_name`."""
         return self[self.entry_name]
 
-    async def __call__(self, *args: Any) -> Any:
+    async def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> Any:
         """Call the entry function."""
-        return await self.entry_func(*args)
+        return await self.entry_func(*args, grid=grid, block=block)
 
     async def get_function(self, name: str, query_imports: bool = True) -> Function:
         """Find a function.
@@ -296,14 +306,32 @@ class Session:
         """The module of what is linked into the server's program."""
         return Module(self._core, await self._core.run(operations.system_lib(self._core)))
 
-    async def load_module(self, path: str) -> Module:
-        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links. For a device without files
-        they are linked here, with the firmware named to :func:`connect`, and freed there when nothing refers to them.
+    async def load_module(
+        self,
+        path: str,
+        *,
+        backend: str | None = None,
+        signature: Mapping[str, str | Sequence[str]] | None = None,
+        options: Sequence[str] = (),
+    ) -> Module:
+        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links; or kernels for one of the
+        server's backends: ``.cl``, ``.spv``, ``.wgsl``, ``.cu``, ``.ptx``, ``.cubin``, ``.hip``, ``.hsaco`` or
+        ``.metal``. For a device without files libraries are linked here, with the firmware named to :func:`connect`,
+        and freed there when nothing refers to them.
+
+        Args:
+            path: its name in the session's folder.
+            backend: for kernels: which backend loads them; None for the first that takes them and has a device.
+            signature: for kernels that do not say themselves what they take: for each the types of its parameters,
+                such as ``"float32*, float32*, int32"``: a dtype, with a ``*`` for tensors of it, or ``local`` for
+                memory that a block shares, whose bytes are then the argument.
+            options: for the compiler of the kernels.
 
         Raises:
-            RPCError: there is no such file, linking failed, the device is another one, or it has no room.
+            RPCError: there is no such file, compiling or linking failed, the device is another one, or it has no room.
         """
-        return Module(self._core, await self._core.run(operations.load_module(self._core, path)))
+        operation = operations.load_module(self._core, path, backend, signature, options)
+        return Module(self._core, await self._core.run(operation))
 
     async def upload(self, data: Any, target: str | None = None) -> None:
         """Put a file into the session's folder. For a device without files it is kept here, in memory.

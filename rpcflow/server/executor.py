@@ -64,7 +64,9 @@ class Executor:
         self._guard = Guard.of(grant)
         self._backends = BackendTable()
         self._bridge = make_bridge(self._backends)
-        self._builtins = Builtins(folder, self._backends, self._bridge.argument, files_by_handle, self._guard, self._bridge.locate)
+        self._builtins = Builtins(
+            folder, self._backends, self._bridge.argument, files_by_handle, self._guard, self._bridge.locate
+        )
         self._forward = forward
         self._sink: Sink | None = None
         self.opened: list[int] = []
@@ -170,7 +172,9 @@ class Executor:
             return
         _, source_offset, target, target_offset, nbytes, _ = action
         other = self._backends.get(target.device)
-        data = memoryview(backend.read(action.source, source_offset, nbytes)).cast("B")
+        part = backend.read(action.source, source_offset, nbytes)
+        assert not isinstance(part, FilePayload)
+        data = memoryview(part).cast("B")
         sink = other.sink(target, target_offset, nbytes)
         while data:
             room = sink.get_buffer()[: len(data)]

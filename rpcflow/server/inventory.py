@@ -3,17 +3,18 @@
 
 import platform
 import shutil
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, entry_points, version
-from typing import Any, Final
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 import attrs
 
 from rpcflow import __version__
-from rpcflow.backends.base import Backend
+from rpcflow.backends import Backend, BackendError
+from rpcflow.backends.registry import backend_names, load
 from rpcflow.devices import DEVICE_TYPES, Attribute
+from rpcflow.session.wire_errors import describe
 
-_GROUP: Final = "rpcflow.backends"
 _MOST_DEVICES: Final = 16
 _COMPILERS: Final = ("c++", "g++", "clang++")
 _PACKAGES: Final = {
@@ -47,25 +48,29 @@ def inventory() -> Iterator[Item]:
     found = shutil.which("ninja")
     missing = "none found; tvm_ffi.cpp compiles with it: apt-get install ninja-build, or pip install ninja"
     yield Item(True if found else None, "ninja", found or missing)
-    points = {point.name: point for point in entry_points(group=_GROUP)}
-    for name in sorted({"cpu", *points}):
-        yield _backend(name, points[name].load if name != "cpu" else _cpu)
+    for name in backend_names():
+        yield _backend(name)
 
 
-def _cpu() -> Backend:
-    from rpcflow.backends.cpu import backend
-
-    return backend
-
-
-def _backend(name: str, load: Callable[[], Any]) -> Item:
+def _backend(name: str) -> Item:
+    label = f"backend {name}"
     try:
-        backend: Backend = load()
-        devices = list(_devices(backend, name))
+        backend = load(name)
+        assert backend is not None
+        absent = backend.absence()
+        if absent is not None:
+            return Item(None, label, _printable(f"no device: {absent}"))
+        devices, version = list(_devices(backend, name)), backend.version()
+        backend.close()
     except Exception as error:  # it is anybody's code: what it raises is what is to be shown
-        return Item(False, f"backend {name}", f"{type(error).__name__}: {' '.join(str(error).split())}")
-    text = "; ".join(devices) if devices else "loaded, and finds no device"
-    return Item(True, f"backend {name}", "".join(letter if letter.isprintable() else "?" for letter in text))
+        return Item(False, label, _printable(str(error) if isinstance(error, BackendError) else describe(error)))
+    if not devices:
+        return Item(True, label, "loaded, and finds no device")
+    return Item(True, label, _printable("; ".join(devices) + (f" [{version}]" if version else "")))
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _devices(backend: Backend, name: str) -> Iterator[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Blocking sessions, with the names of ``tvm.rpc``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from rpcflow.client.core import (
     SessionCore,
     wrap,
 )
+from rpcflow.client.launching import Extents, launch_arguments
 from rpcflow.client.objects import BenchmarkResult, DeviceBase, TensorBase, own_device
 from rpcflow.devices import Attribute, device_type
 from rpcflow.protocol.packets import Code
@@ -32,8 +33,13 @@ class Function(FunctionReference):
 
     __slots__ = ()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> Any:
         """Call it with values, devices, tensors, functions, modules and objects of the same session.
+
+        Args:
+            args: as the function takes them.
+            grid: for a kernel: how many blocks to launch, in x, y and z or fewer of them; it does not wait for them.
+            block: for a kernel: threads of a block, likewise; None where the kernel says so itself.
 
         Raises:
             TypeError, ValueError, OverflowError: an argument does not travel; nothing was sent.
@@ -41,6 +47,8 @@ class Function(FunctionReference):
             RPCError: the session ended.
         """
         core: Any = self._core
+        if grid is not None or block is not None:
+            args += launch_arguments(grid, block)
         value = core.call(self._number, args, self.name)
         return value if type(value) is int else wrap(core, value, KINDS, self.name)
 
@@ -50,8 +58,10 @@ class TimeEvaluator(FunctionReference):
 
     __slots__ = ()
 
-    def __call__(self, *args: Any) -> BenchmarkResult:
-        """Measure with these arguments; times are in seconds per run."""
+    def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> BenchmarkResult:
+        """Measure with these arguments; times are in seconds per run. ``grid`` and ``block`` as for the function."""
+        if grid is not None or block is not None:
+            args += launch_arguments(grid, block)
         return operations.evaluation(_connection(self).call(self._number, args, self.name))
 
 
@@ -82,9 +92,9 @@ class Module(ModuleReference):
         """The function called :attr:`entry_name`."""
         return self[self.entry_name]
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, grid: Extents | None = None, block: Extents | None = None) -> Any:
         """Call the entry function."""
-        return self.entry_func(*args)
+        return self.entry_func(*args, grid=grid, block=block)
 
     def get_function(self, name: str, query_imports: bool = True) -> Function:
         """Find a function.
@@ -292,14 +302,32 @@ class RPCSession:
         """The module of what is linked into the server's program."""
         return Module(self._core, self._core.run(operations.system_lib(self._core)))
 
-    def load_module(self, path: str) -> Module:
-        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links. For a device without files
-        they are linked here, with the firmware named to :func:`connect`, and freed there when nothing refers to them.
+    def load_module(
+        self,
+        path: str,
+        *,
+        backend: str | None = None,
+        signature: Mapping[str, str | Sequence[str]] | None = None,
+        options: Sequence[str] = (),
+    ) -> Module:
+        """Load an uploaded module: ``.so``, or ``.o`` and ``.tar``, which the server links; or kernels for one of the
+        server's backends: ``.cl``, ``.spv``, ``.wgsl``, ``.cu``, ``.ptx``, ``.cubin``, ``.hip``, ``.hsaco`` or
+        ``.metal``. For a device without files libraries are linked here, with the firmware named to :func:`connect`,
+        and freed there when nothing refers to them.
+
+        Args:
+            path: its name in the session's folder.
+            backend: for kernels: which backend loads them; None for the first that takes them and has a device.
+            signature: for kernels that do not say themselves what they take: for each the types of its parameters,
+                such as ``"float32*, float32*, int32"``: a dtype, with a ``*`` for tensors of it, or ``local`` for
+                memory that a block shares, whose bytes are then the argument.
+            options: for the compiler of the kernels.
 
         Raises:
-            RPCError: there is no such file, linking failed, the device is another one, or it has no room.
+            RPCError: there is no such file, compiling or linking failed, the device is another one, or it has no room.
         """
-        return Module(self._core, self._core.run(operations.load_module(self._core, path)))
+        operation = operations.load_module(self._core, path, backend, signature, options)
+        return Module(self._core, self._core.run(operation))
 
     def upload(self, data: Any, target: str | None = None) -> None:
         """Put a file into the session's folder. For a device without files it is kept here, in memory.
