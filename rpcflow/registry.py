@@ -5,11 +5,14 @@ With apache-tvm-ffi installed this is tvm-ffi's own global registry, so that wha
 be called and the reverse; without it, a plain dictionary of Python callables.
 """
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeVar, overload
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LENDING: Final = threading.RLock()
 _PLAIN: Final[dict[str, Callable[..., Any]]] = {}
 
 
@@ -56,6 +59,25 @@ def find(name: str) -> Any:
     """The function of that name, or None."""
     ffi = tvm_ffi()
     return _PLAIN.get(name) if ffi is None else ffi.get_global_func(name, allow_missing=True)
+
+
+@contextlib.contextmanager
+def lent(functions: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Functions under names of tvm-ffi's global registry for as long as the block lasts, whatever is there before.
+    One block at a time; there must be tvm-ffi."""
+    ffi = tvm_ffi()
+    with _LENDING:
+        before = {name: find(name) for name in functions}
+        try:
+            for name, function in functions.items():
+                ffi.register_global_func(name, function, override=True)
+            yield
+        finally:
+            for name, function in before.items():
+                if function is not None:
+                    ffi.register_global_func(name, function, override=True)
+                elif find(name) is not None:
+                    ffi.registry.remove_global_func(name)
 
 
 def tvm_ffi() -> Any:

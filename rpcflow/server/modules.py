@@ -9,11 +9,22 @@ import shutil
 from typing import Any, Final
 
 from rpcflow import registry
+from rpcflow.backends import BackendTable
 from rpcflow.errors import RPCError
+
+from .tvm_kernels import TvmLoaders
 
 _RUNTIME_SYMBOL: Final = b"TVMBackend"
 """In the names of what TVM-compiled code takes from TVM's runtime: parallel loops, workspaces. Kernels without them
 need tvm-ffi alone. A module that needs the runtime and is loaded without it dies of a null pointer when called."""
+_CONTEXT_SYMBOLS: Final = (
+    b"TVMFFIFunctionCall",
+    b"TVMFFIHandleInitOnce",
+    b"TVMFFIErrorSetRaisedFromCStr",
+    b"TVMFFIEnvModLookupFromImports",
+)
+"""By which TVM-compiled code calls others, kernels among them; a library has them as pointers, with two underscores
+before the name, that are filled in when it is loaded. They are tvm-ffi's, but only TVM's runtime says so to it."""
 _RUNTIME_FUNCTION: Final = "runtime.GetDeviceAttr"
 _RUNTIME_FILES: Final = ("libtvm_runtime.so", "libtvm.so", "libtvm_runtime.dylib", "libtvm.dylib")
 
@@ -30,14 +41,21 @@ class ModuleLoader:
 
     Args:
         folder: for copies; made when the first is.
+        backends: run what modules have of device code.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, backends: BackendTable) -> None:
         self._folder = folder
+        self._loaders = TvmLoaders(backends)
+        self._has_context = False
         self._loaded: dict[str, tuple[int, int, int]] = {}
 
     def load(self, path: str) -> Any:
-        """The module in a shared library; errors as :func:`load`."""
+        """The module in a shared library.
+
+        Raises:
+            ModuleError: tvm-ffi is not installed, or the module needs TVM's runtime and that is not.
+        """
         stat = os.stat(path)
         version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if self._loaded.setdefault(path, version) != version:
@@ -46,36 +64,42 @@ class ModuleLoader:
             copy = os.path.join(folder, os.path.basename(path))
             shutil.copyfile(path, copy)
             self._loaded[copy] = version
-            return load(copy)
-        return load(path)
+            path = copy
+        return self._load(path)
+
+    def _load(self, path: str) -> Any:
+        ffi = registry.tvm_ffi()
+        if ffi is None:
+            raise ModuleError("modules are loaded by apache-tvm-ffi: pip install 'rpcflow[server]' on the device")
+        if _mentions(path, _RUNTIME_SYMBOL) and not _runtime_is_loaded():
+            runtime = _find_runtime()
+            if runtime is None:
+                raise ModuleError(
+                    f"{os.path.basename(path)!r} needs TVM's runtime (it has parallel loops or workspaces): install "
+                    "apache-tvm on the device, or name its libtvm_runtime.so in --load-library"
+                )
+            ctypes.CDLL(runtime, ctypes.RTLD_GLOBAL)
+        if not self._has_context and _mentions(path, b"__" + _CONTEXT_SYMBOLS[0]):
+            self._has_context = True
+            _offer_context(ffi)
+        with registry.lent(self._loaders.functions()):
+            return ffi.load_module(path)
 
 
-def load(path: str) -> Any:
-    """The module in a shared library.
-
-    Raises:
-        ModuleError: tvm-ffi is not installed, or the module needs TVM's runtime and that is not.
-    """
-    ffi = registry.tvm_ffi()
-    if ffi is None:
-        raise ModuleError("modules are loaded by apache-tvm-ffi: pip install 'rpcflow[server]' on the device")
-    if _needs_runtime(path) and not _runtime_is_loaded():
-        runtime = _find_runtime()
-        if runtime is None:
-            raise ModuleError(
-                f"{os.path.basename(path)!r} needs TVM's runtime (it has parallel loops or workspaces): install "
-                "apache-tvm on the device, or name its libtvm_runtime.so in --load-library"
-            )
-        ctypes.CDLL(runtime, ctypes.RTLD_GLOBAL)
-    return ffi.load_module(path)
+def _offer_context(ffi: Any) -> None:
+    library = ctypes.CDLL(ffi.libinfo.find_libtvm_ffi())
+    for name in _CONTEXT_SYMBOLS:
+        symbol = ctypes.cast(getattr(library, name.decode()), ctypes.c_void_p)
+        if library.TVMFFIEnvModRegisterContextSymbol(b"__" + name, symbol):
+            raise ModuleError(f"tvm-ffi does not take the symbol {name.decode()}")
 
 
-def _needs_runtime(path: str) -> bool:
+def _mentions(path: str, symbol: bytes) -> bool:
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(_RUNTIME_SYMBOL) >= 0
+            return data.find(symbol) >= 0
 
 
 def _runtime_is_loaded() -> bool:
