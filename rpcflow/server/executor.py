@@ -232,7 +232,12 @@ class Executor:
                     return 0  # for this session there is none
             else:
                 self._guard.device(device)
-        backend = self._backends.find(device.dev_type)
+        try:
+            backend = self._backends.find(device.dev_type)
+        except BackendError:
+            if code != Code.DEV_GET_ATTR or action.args[0] != Attribute.exist:
+                raise
+            backend = None
         if backend is None:
             if code == Code.DEV_GET_ATTR and action.args[0] == Attribute.exist:
                 return 0
