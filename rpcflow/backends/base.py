@@ -117,6 +117,8 @@ class Backend(abc.ABC):
     """The kind of device, by its name in :data:`rpcflow.devices.DEVICE_TYPES`."""
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Of the files of kernels that :meth:`load` takes."""
+    virtual: ClassVar[bool] = False
+    """Whether :attr:`Memory.address` is a pointer for this session alone, and means nothing to other libraries."""
 
     def absence(self) -> str | None:
         """Why there is no such device here, and what to do about it; None where there is one."""

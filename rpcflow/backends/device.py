@@ -22,8 +22,7 @@ from .streams import Streams
 class DeviceBackend(Backend):
     """A backend of devices, each opened when it is first used."""
 
-    virtual = True
-    """Whether addresses are ours (see :class:`AddressSpace`); else they are the driver's own pointers."""
+    virtual = True  # see AddressSpace; else addresses are the driver's own pointers
 
     def __init__(self) -> None:
         self._found: Sequence[Any] | None = None

@@ -25,6 +25,7 @@ from rpcflow.protocol.values import (
     ObjectRef,
     ObjectText,
     Pointer,
+    TensorView,
     TypeIndex,
     Value,
 )
@@ -59,6 +60,7 @@ class SessionCore:
         timed_here: its other end knows of no timeout, so ending the session in time is ours alone.
         firmware: the path of the ELF file of what the device runs, where that is known.
         files: the session's, once it has turned out that the device keeps none.
+        share: where the server is this process: an object of the DLPack protocol over a tensor's memory.
     """
 
     machine: ClientMachine
@@ -72,6 +74,7 @@ class SessionCore:
     max_packet: int | None = None
     firmware: str | None = None
     files: HostFiles | None = None
+    share: Callable[[TensorView], Any] | None = None
     crashed: Callable[[str], RPCError | None] | None = None
 
     @property

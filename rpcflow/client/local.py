@@ -2,10 +2,11 @@
 """A session with this process itself, for ``async with``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import anyio
 
-from rpcflow.protocol.values import Part
+from rpcflow.protocol.values import Part, TensorView
 from rpcflow.server.local import LocalChannel
 from rpcflow.session.client import ClientMachine
 
@@ -26,6 +27,9 @@ class _ThreadedLocalChannel:
     async def receive_into(self, buffer: memoryview) -> int:
         return self._channel.receive_into(buffer)
 
+    def share(self, view: TensorView) -> Any:
+        return self._channel.share(view)
+
     def close(self) -> None:
         self._channel.close()
 
@@ -39,7 +43,8 @@ class LocalSession(SessionContext):
 
 
 async def _open() -> Connection:
-    core = Connection(_ThreadedLocalChannel(), ClientMachine(), "this process")
+    channel = _ThreadedLocalChannel()
+    core = Connection(channel, ClientMachine(), "this process", share=channel.share)
     try:
         await initialize(core, None)
     except BaseException:

@@ -5,7 +5,7 @@ import math
 import operator
 import statistics
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -151,6 +151,35 @@ class TensorBase:
                 f"{made.nbytes} bytes from byte {byte_offset} on do not lie within a tensor of {self.nbytes} bytes"
             )
         return type(self)(self._core, made, None, self._owner)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        self._shared()
+        return self._view.device.dev_type, self._view.device.dev_id
+
+    def _shared(self) -> Callable[[TensorView], Any]:
+        if self._core.share is None:
+            raise BufferError(f"{self!r} lies in another process: numpy() gives a copy")
+        return self._core.share
+
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """The memory itself, for ``from_dlpack`` of NumPy, PyTorch, JAX and the like: in a session with this process,
+        once its device has done all it was given. The memory lives until they let go of it, but no longer than the
+        session where the device is no cpu.
+
+        Raises:
+            BufferError: the tensor lies in another process, or where other libraries cannot follow.
+        """
+        share = self._shared()
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError("a tensor is given away as it is, where it is: no copy, no other device")
+        return share(self._view).__dlpack__(max_version=max_version)
 
     def _rpcflow_argument(self, core: SessionCore, i: int) -> Value:
         if core is not self._core:

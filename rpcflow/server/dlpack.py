@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any stretch of memory as a DLPack tensor, of any dtype DLPack knows (NumPy has no names for many of them).
 
-The layout is that of DLPack's ``dlpack.h``, version 0: DLManagedTensor in a capsule named "dltensor".
+The layouts are those of DLPack's ``dlpack.h``: DLManagedTensor in a capsule named "dltensor", and for who asks for
+version 1 DLManagedTensorVersioned in one named "dltensor_versioned". NumPy takes the former to be read-only.
 """
 
 import ctypes
@@ -27,32 +28,55 @@ class _DLTensor(ctypes.Structure):
 
 
 class _DLManagedTensor(ctypes.Structure):
-    pass
+    _fields_ = (
+        ("tensor", _DLTensor),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    )
 
 
-_Deleter: Final = ctypes.CFUNCTYPE(None, ctypes.POINTER(_DLManagedTensor))
-_DLManagedTensor._fields_ = (
-    ("tensor", _DLTensor),
-    ("context", ctypes.c_void_p),
-    ("deleter", _Deleter),
-)
+class _DLManagedTensorVersioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _DLTensor),
+    )
 
+
+_UNVERSIONED: Final = b"dltensor"
+_VERSIONED: Final = b"dltensor_versioned"
 # What C code holds on to must live until it calls the deleter: the structures, and the memory's owner.
 _held: Final[dict[int, tuple[Any, ...]]] = {}
 
 
-def _forget(managed: Any) -> None:
-    _held.pop(ctypes.addressof(managed.contents), None)
+def _forget(managed: int) -> None:
+    _held.pop(managed, None)
 
 
-_release: Final = _Deleter(_forget)
-
-
+_release: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_forget)
+_release_address: Final = ctypes.cast(_release, ctypes.c_void_p).value
+_Destructor: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 _new_capsule: Final = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
+_is_valid: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
+_raw_pointer: Final = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
+def _dropped(capsule: int) -> None:
+    for name in (_UNVERSIONED, _VERSIONED):
+        if _is_valid(capsule, name):  # nobody took what is in it; who does renames it
+            _forget(_raw_pointer(capsule, name))
+
+
+_drop: Final = _Destructor(_dropped)
 _capsule_pointer: Final = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
@@ -71,7 +95,7 @@ class DLPackExporter:
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device.dev_type, self.device.dev_id
 
-    def __dlpack__(self, **_: Any) -> Any:
+    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
         ndim = len(self.shape)
         shape = (ctypes.c_int64 * max(ndim, 1))(*self.shape)
         strides = (ctypes.c_int64 * max(ndim, 1))()
@@ -79,7 +103,8 @@ class DLPackExporter:
         for i in range(ndim - 1, -1, -1):
             strides[i] = step
             step *= max(self.shape[i], 1)
-        managed = _DLManagedTensor()
+        versioned = max_version is not None and max_version[0] >= 1
+        managed = _DLManagedTensorVersioned(1, 0) if versioned else _DLManagedTensor()
         tensor = managed.tensor
         tensor.data = self.address
         tensor.device_type, tensor.device_id = self.device
@@ -87,10 +112,10 @@ class DLPackExporter:
         tensor.code, tensor.bits, tensor.lanes = self.dtype.code, self.dtype.bits, self.dtype.lanes
         tensor.shape = ctypes.cast(shape, ctypes.POINTER(ctypes.c_int64))
         tensor.strides = ctypes.cast(strides, ctypes.POINTER(ctypes.c_int64))
-        managed.deleter = _release
+        managed.deleter = _release_address
         address = ctypes.addressof(managed)
         _held[address] = (managed, shape, strides, self.owner)
-        return _new_capsule(address, b"dltensor", None)
+        return _new_capsule(address, _VERSIONED if versioned else _UNVERSIONED, _drop)
 
 
 def data_address(tensor: Any) -> int:
@@ -98,5 +123,5 @@ def data_address(tensor: Any) -> int:
     if hasattr(tensor, "data_ptr"):
         return int(tensor.data_ptr())
     capsule = tensor.__dlpack__()  # frees what it holds when it is dropped
-    found = _DLManagedTensor.from_address(_capsule_pointer(capsule, b"dltensor")).tensor
+    found = _DLManagedTensor.from_address(_capsule_pointer(capsule, _UNVERSIONED)).tensor
     return int((found.data or 0) + found.byte_offset)

@@ -14,13 +14,14 @@ from rpcflow.errors import PermissionDeniedError
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
 from rpcflow.protocol.packets import Code
 from rpcflow.protocol.sinks import DiscardSink, Sink
-from rpcflow.protocol.values import Device, FilePayload, Pointer, Value
+from rpcflow.protocol.values import Device, FilePayload, Pointer, TensorView, Value
 from rpcflow.security.grant import EVERYTHING, Grant
 from rpcflow.session import actions
 from rpcflow.session.server import ServerMachine
 from rpcflow.transports.logs import LimitedLog
 
 from .builtins import Builtin, Builtins
+from .dlpack import DLPackExporter
 from .folder import SessionFolder
 from .guard import ELSEWHERE, LOCAL, Guard
 from .values import make_bridge
@@ -101,6 +102,19 @@ class Executor:
             self._fail(error)
         except SystemExit as error:
             self.machine.reply_error(RuntimeError(f"the function called sys.exit({error.code!r})"))
+
+    def share(self, view: TensorView) -> DLPackExporter:
+        """A tensor's memory, for other libraries of this process, once its device has done all it was given.
+
+        Raises:
+            BufferError: its address means nothing to them.
+        """
+        memory = self.machine.memory(view)
+        backend = self._backends.get(view.device)
+        if backend.virtual:
+            raise BufferError(f"memory of {backend.kind} devices has no address that other libraries know")
+        backend.synchronize(view.device.dev_id, 0)
+        return DLPackExporter(view.device, memory.address + view.byte_offset, view.dtype, view.shape, memory.owner)
 
     def sent(self) -> None:
         """All outgoing data have been sent: close the files they came from."""

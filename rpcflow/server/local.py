@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 
 from rpcflow.errors import ConnectionLostError, ProtocolError
-from rpcflow.protocol.values import FilePayload, Part
+from rpcflow.protocol.values import FilePayload, Part, TensorView
 from rpcflow.session.server import State
 
+from .dlpack import DLPackExporter
 from .executor import Executor
 from .folder import SessionFolder
 
@@ -83,6 +84,17 @@ class LocalChannel:
         if step < len(first):
             self._answers.appendleft(first[step:])
         return step
+
+    def share(self, view: TensorView) -> DLPackExporter:
+        """The memory of a tensor, as it is, for other libraries of this process.
+
+        Raises:
+            BufferError: they could not follow there.
+            ConnectionLostError: the session is over.
+        """
+        if not self._open:
+            raise ConnectionLostError("the connection is closed")
+        return self._executor.share(view)
 
     def close(self) -> None:
         if self._open:

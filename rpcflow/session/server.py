@@ -369,6 +369,14 @@ class ServerMachine:
             return self.handles.get_kind(arg, Kind.FUNCTION).obj
         return self.handles.get_kind(arg, Kind.OBJECT, Kind.MODULE, Kind.FUNCTION).obj
 
+    def memory(self, view: TensorView) -> Any:
+        """What a tensor of this session lies in.
+
+        Raises:
+            RequestError: it is none of this session, or has been freed.
+        """
+        return self._memory(view, view.nbytes)
+
     def _memory(self, view: TensorView, nbytes: int) -> Any:
         entry: Entry = self.handles.get_kind(view.data, Kind.MEMORY, Kind.TENSOR)
         memory: Memory = entry.obj

@@ -13,5 +13,6 @@ class LocalSession(RPCSession):
     """An RPCSession on this process: its functions, its devices, a temporary folder of its own."""
 
     def __init__(self) -> None:
-        super().__init__(Connection(LocalChannel(), ClientMachine(), "this process"))
+        channel = LocalChannel()
+        super().__init__(Connection(channel, ClientMachine(), "this process", share=channel.share))
         initialize(self._core, None)

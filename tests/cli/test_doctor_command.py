@@ -69,24 +69,47 @@ def test_wrong_options(arguments: list[str], words: str) -> None:
 def test_a_backend_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
+    from rpcflow.backends import registry
+    from rpcflow.backends.cpu import CpuBackend
     from rpcflow.server import inventory
 
-    class Cards:
+    class Cards(CpuBackend):
+        kind = "vulkan"
+
         def attribute(self, dev_id: int, kind: int) -> int | str | None:
             return {0: int(dev_id < 2), 5: "Card\x1b[2J"}.get(kind)
 
-    monkeypatch.setattr(sys.modules[__name__], "cards", Cards(), raising=False)
+        def version(self) -> str:
+            return "driver 7"
+
+    class Absent(Cards):
+        kind = "metal"
+
+        def absence(self) -> str | None:
+            return "no metal here: pip install metal"
+
+    monkeypatch.setattr(sys.modules[__name__], "cards", Cards, raising=False)
+    monkeypatch.setattr(sys.modules[__name__], "absent", Absent, raising=False)
     points = [
-        EntryPoint("cuda", "no.such.module:backend", "rpcflow.backends"),
+        EntryPoint("cuda", "no.such.module:Backend", "rpcflow.backends"),
         EntryPoint("vulkan", f"{__name__}:cards", "rpcflow.backends"),
+        EntryPoint("metal", f"{__name__}:absent", "rpcflow.backends"),
+        EntryPoint("rocm", f"{__name__}:cards", "rpcflow.backends"),
         EntryPoint("abacus", f"{__name__}:cards", "rpcflow.backends"),
     ]
-    monkeypatch.setattr(inventory, "entry_points", lambda group: points)
+
+    def entry_points(group: str, name: str | None = None) -> list[EntryPoint]:
+        return [point for point in points if name in (None, point.name)]
+
+    monkeypatch.setattr(registry, "entry_points", entry_points)
     items = {item.name: item for item in inventory.inventory()}
     assert items["backend cpu"].there
     assert items["backend cuda"].there is False
     assert "ModuleNotFoundError" in items["backend cuda"].text
-    assert items["backend vulkan"].text == "vulkan(0) Card?[2J; vulkan(1) Card?[2J"
+    assert items["backend vulkan"].text == "vulkan(0) Card?[2J; vulkan(1) Card?[2J [driver 7]"
+    assert items["backend metal"].there is None
+    assert items["backend metal"].text == "no device: no metal here: pip install metal"
+    assert "is one for 'vulkan'" in items["backend rocm"].text
     assert items["backend abacus"].there is False
 
 
