@@ -29,6 +29,7 @@ GROUPS = (
     "serial",
     "tls",
     "flood",
+    "devices",
 )
 PACKAGES = ("rpcflow", "apache-tvm", "apache-tvm-ffi", "rpyc", "grpcio", "trio", "anyio", "numpy")
 

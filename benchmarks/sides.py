@@ -57,6 +57,9 @@ SIDES: Mapping[str, Side] = {
         Part("benchmarks.servers.raw:RawServer", {"spin": True}),
         Part("benchmarks.clients.raw:RawClient", {"spin": True}),
     ),
+    "rpcflow cpu": Side(_OURS, Part("benchmarks.clients.devices:DeviceClient", {"kind": "cpu"})),
+    "rpcflow opencl": Side(_OURS, Part("benchmarks.clients.devices:DeviceClient", {"kind": "opencl"})),
+    "pyopencl": Side(_NOTHING, Part("benchmarks.clients.devices:LocalOpenCL")),
     "rpcflow sessions": Side(_OURS, Part("benchmarks.clients.sessions:RpcflowSessions")),
     "tvm.rpc sessions": Side(_STOCK, Part("benchmarks.clients.sessions:StockSessions")),
     "rpcflow fleet": Side(

@@ -5,6 +5,7 @@ Codes and names are those of DLPack's ``dlpack.h`` and of TVM's printed dtypes (
 """
 
 import enum
+import functools
 import re
 from typing import Final
 
@@ -111,17 +112,7 @@ class DataType:
         return (elements * self.bits * self.lanes + 7) // 8
 
     def __str__(self) -> str:
-        if self.code == DTypeCode.OPAQUE and (self.bits, self.lanes) == (64, 1):
-            return "handle"
-        if self.code == DTypeCode.BOOL and self.bits == 8:
-            name = "bool"
-        elif self.code in _SIZED_NAMES:
-            name = f"{_SIZED_NAMES[DTypeCode(self.code)]}{self.bits}"
-        elif self.code in _FIXED_BITS and self.bits == _FIXED_BITS[self.code]:
-            name = DTypeCode(self.code).name.lower()
-        else:
-            name = f"custom[{self.code}]{self.bits}"
-        return name if self.lanes == 1 else f"{name}x{self.lanes}"
+        return _name(self.code, self.bits, self.lanes)
 
     def __repr__(self) -> str:
         return f"DataType({str(self)!r})"
@@ -138,6 +129,21 @@ class DataType:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+@functools.lru_cache(256)  # it is what a dtype is hashed by, for each tensor argument of a call
+def _name(code: int, bits: int, lanes: int) -> str:
+    if code == DTypeCode.OPAQUE and (bits, lanes) == (64, 1):
+        return "handle"
+    if code == DTypeCode.BOOL and bits == 8:
+        name = "bool"
+    elif code in _SIZED_NAMES:
+        name = f"{_SIZED_NAMES[DTypeCode(code)]}{bits}"
+    elif code in _FIXED_BITS and bits == _FIXED_BITS[code]:
+        name = DTypeCode(code).name.lower()
+    else:
+        name = f"custom[{code}]{bits}"
+    return name if lanes == 1 else f"{name}x{lanes}"
 
 
 def _lanes(text: str, digits: str) -> int:
