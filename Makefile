@@ -115,7 +115,8 @@ env-demo:
 	@scripts/system-packages venv c++ ninja
 	@scripts/environment $(DEMO_VENV) $(LOCK) -e '.[server]'
 env-test:
-	@scripts/system-packages venv c++ ninja --optional ip bwrap chromium clang arm-gcc riscv-gcc qemu-arm qemu-riscv
+	@scripts/system-packages venv c++ ninja --optional ip bwrap chromium clang arm-gcc riscv-gcc qemu-arm qemu-riscv \
+		opencl vulkan glslang
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 env-lint:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
@@ -126,6 +127,6 @@ env-fuzz:
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 	@scripts/environment $(VENV) $(LOCK) -e '.[fuzz]'
 env-bench:
-	@scripts/system-packages venv c++ ninja --optional arm-gcc qemu-arm
+	@scripts/system-packages venv c++ ninja --optional arm-gcc qemu-arm opencl
 	@scripts/environment $(VENV) $(LOCK) -e '.[all,test,interop,lint]'
 	@scripts/environment $(VENV) $(LOCK) -e '.[bench]'

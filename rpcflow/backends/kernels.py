@@ -24,15 +24,23 @@ class Param:
     """One parameter of a kernel.
 
     ``dtype``: None for a tensor. ``local``: it is memory that the threads of a block share, of as many bytes as the
-    argument says. ``name``: for errors; empty where it is not known.
+    argument says. ``name``: for errors; empty where it is not known. ``wraps``: nobody says whether the integer is
+    signed, so that negative numbers are taken too, as their two's complement; ``dtype`` is the unsigned one. ``note``:
+    for errors: what else there is to say of it.
     """
 
     dtype: DataType | None
     name: str = ""
     local: bool = False
+    wraps: bool = False
+    note: str = ""
 
     def __str__(self) -> str:
         kind = "local memory" if self.local else "tensor" if self.dtype is None else str(self.dtype)
+        if self.wraps:
+            kind = f"{kind.removeprefix('u')} or {kind}"
+        if self.note:
+            kind = f"{kind}, {self.note}"
         return f"{self.name}: {kind}" if self.name else kind
 
 
@@ -83,9 +91,12 @@ def scalar(function: str, dtype: DataType, name: str = "") -> Param:
     return Param(dtype, name)
 
 
-def _integer(dtype: DataType) -> Callable[[Any], int]:
+def _integer(dtype: DataType, wraps: bool) -> Callable[[Any], int]:
     signed = dtype.code == DTypeCode.INT
     low, high = (-(1 << dtype.bits - 1), (1 << dtype.bits - 1) - 1) if signed else (0, (1 << dtype.bits) - 1)
+    mask = high
+    if wraps:
+        low = -(1 << dtype.bits - 1)
 
     def convert(value: Any) -> int:
         kind = type(value)
@@ -96,7 +107,7 @@ def _integer(dtype: DataType) -> Callable[[Any], int]:
             if signed or dtype.bits != 64 or value < -(1 << 63):
                 raise OverflowError(f"must be from {low} to {high}, not {value}")
             return int(value) + (1 << 64)
-        return int(value)
+        return int(value) & mask if wraps else int(value)
 
     return convert
 
@@ -134,6 +145,8 @@ class KernelModule:
         backend: that loaded it.
         kernels: its kernels, by name.
         locate: says where a tensor lies, as functions are given it; None for what is no tensor.
+        check: told the number of the device of a launch that no tensor argument stands for; raises where it may not
+            be used.
     """
 
     def __init__(
@@ -142,7 +155,9 @@ class KernelModule:
         backend: Backend,
         kernels: Mapping[str, Kernel],
         locate: Callable[[Any], Location | None],
+        check: Callable[[int], None] | None = None,
     ) -> None:
+        self._check = check
         self._name = name
         self._backend = backend
         self._kernels = kernels
@@ -156,7 +171,7 @@ class KernelModule:
             return None
         function = self._functions.get(name)
         if function is None:
-            function = self._functions[name] = KernelFunction(self._backend, kernel, self._locate)
+            function = self._functions[name] = KernelFunction(self._backend, kernel, self._locate, self._check)
         return function
 
     def import_module(self, other: Any) -> None:
@@ -174,7 +189,14 @@ class KernelFunction:
         KernelError: the arguments do not fit; nothing was launched.
     """
 
-    def __init__(self, backend: Backend, kernel: Kernel, locate: Callable[[Any], Location | None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        kernel: Kernel,
+        locate: Callable[[Any], Location | None],
+        check: Callable[[int], None] | None = None,
+    ) -> None:
+        self._check = check
         self._backend = backend
         self._dev_type = DEVICE_TYPES[backend.kind]
         self._kernel = kernel
@@ -188,7 +210,7 @@ class KernelFunction:
             elif param.dtype.code == DTypeCode.BOOL:
                 self._converters.append(_boolean)
             else:
-                self._converters.append(_integer(param.dtype))
+                self._converters.append(_integer(param.dtype, param.wraps))
         self._count = len(self._converters) + LAUNCH_ARGUMENTS
 
     @property
@@ -248,7 +270,11 @@ class KernelFunction:
                 f"{self._kernel.name}: a grid of {grid} blocks of {block} threads has nothing to run",
                 kernel=self._kernel.name,
             )
-        self._kernel.launch(max(dev_id, 0), values, grid, block)
+        if dev_id < 0:
+            dev_id = 0
+            if self._check is not None:
+                self._check(dev_id)
+        self._kernel.launch(dev_id, values, grid, block)
 
     def _miscounted(self, count: int) -> KernelError:
         own = len(self._converters)

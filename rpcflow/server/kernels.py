@@ -9,7 +9,7 @@ from typing import Any
 from rpcflow.backends import Backend, BackendError, BackendTable
 from rpcflow.backends.base import KernelError, KernelSource
 from rpcflow.backends.kernels import KernelModule, Location
-from rpcflow.devices import DEVICE_TYPES
+from rpcflow.devices import DEVICE_TYPES, Attribute
 from rpcflow.protocol.values import Device
 
 from .guard import Guard
@@ -54,12 +54,25 @@ class KernelLoader:
         name = os.path.basename(path)
         suffix = os.path.splitext(name)[1].lower()
         chosen = self._named(backend, name, suffix) if backend else self._first(name, suffix)
-        if self._guard is not None:
-            self._guard.device(Device(DEVICE_TYPES[chosen.kind], 0))
+        check = None if self._guard is None else self._checked(self._guard, chosen)
         with open(path, "rb") as file:
             data = file.read()
         source = KernelSource(name, suffix, data, _signature(signature), _options(options))
-        return KernelModule(name, chosen, chosen.load(source), self._locate)
+        return KernelModule(name, chosen, chosen.load(source), self._locate, check)
+
+    def _checked(self, guard: Guard, backend: Backend) -> Callable[[int], None]:
+        """What looks whether a device of a backend may be used; at least one must be."""
+        dev_type = DEVICE_TYPES[backend.kind]
+
+        def check(dev_id: int) -> None:
+            guard.device(Device(dev_type, dev_id))
+
+        number = 0
+        while not guard.allows_device(Device(dev_type, number)):
+            number += 1
+            if not backend.attribute(number, Attribute.exist):
+                check(0)  # it is one of those that are not
+        return check
 
     def _named(self, backend: str, name: str, suffix: str) -> Backend:
         chosen = self._backends.named(backend)
