@@ -372,7 +372,8 @@ class DelegatedBackend(DeviceBackend):
         return self.library.attribute(dev, kind)
 
     def set_device(self, dev_id: int) -> None:
-        self.library.set_device(self.device(dev_id))
+        dev = self.device(dev_id)
+        self.library.set_device(dev)
 
     # ---- memory
 

@@ -28,7 +28,6 @@ struct Accelerator {
   std::map<int64_t, int64_t> blocks;  // nbytes by address
   std::set<int64_t> streams;
   int64_t last_stream = 0;
-  int64_t current_device = 0;
   int64_t current_stream = 0;
   std::chrono::steady_clock::time_point began;
 
@@ -102,8 +101,6 @@ int64_t Live() { return static_cast<int64_t>(Accelerator::Get().blocks.size()); 
 
 int64_t CurrentStream() { return Accelerator::Get().current_stream; }
 
-int64_t CurrentDevice() { return Accelerator::Get().current_device; }
-
 }  // namespace
 
 TVM_FFI_STATIC_INIT_BLOCK() {
@@ -143,7 +140,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
              it.streams.erase(stream);
            })
       .def("rpcflow.ext_dev.synchronize", [&it](int64_t dev_id, int64_t stream) { it.CheckStream(stream); })
-      .def("rpcflow.ext_dev.set_device", [&it](int64_t dev_id) { it.current_device = dev_id; })
+      .def("rpcflow.ext_dev.set_device", [](int64_t dev_id) { Accelerator::CheckDevice(dev_id); })
       .def("rpcflow.ext_dev.set_stream",
            [&it](int64_t dev_id, int64_t stream) {
              it.CheckStream(stream);
@@ -158,8 +155,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("accelerator.scale", Scale)
       .def("accelerator.same", Same)
       .def("accelerator.live", Live)
-      .def("accelerator.stream", CurrentStream)
-      .def("accelerator.device", CurrentDevice);
+      .def("accelerator.stream", CurrentStream);
 }
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(scale, Scale);
