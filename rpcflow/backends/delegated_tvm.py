@@ -14,7 +14,7 @@ from rpcflow import registry
 from rpcflow.devices import DEVICE_TYPES, Attribute
 
 from .base import BackendError
-from .delegated import Library, call, pointer
+from .delegated_library import Library, call, pointer
 
 _FUNCTIONS: Final = (
     "GetDeviceAttr",
