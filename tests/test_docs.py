@@ -16,6 +16,9 @@ from typing import NamedTuple
 
 import pytest
 
+from rpcflow.backends.registry import load
+from rpcflow.devices import DEVICE_TYPES
+
 from .walkthrough import FENCE, MARK, Walk, missing_programs, steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +32,7 @@ class Example(NamedTuple):
     where: str
     code: str
     needs_server: bool
+    device: str = ""  # the kind that it needs
 
 
 def examples(page: Path) -> Iterator[Example]:
@@ -46,7 +50,7 @@ def examples(page: Path) -> Iterator[Example]:
         mark = MARK.search(text, 0, fence.start())
         assert mark, f"{where}: a python example without a comment <!-- runnable --> above it"
         how = mark["how"]
-        assert how in (None, "server", "continued"), f"{where}: unknown mark '{how}'"
+        assert how in (None, "server", "continued", "device"), f"{where}: unknown mark '{how}'"
         if walk:
             assert how is None, f"{where}: on a page with commands programs are marked 'runnable'"
             continue
@@ -56,7 +60,11 @@ def examples(page: Path) -> Iterator[Example]:
             continue
         if current is not None:
             yield current
-        current = Example(where, fence["code"], how == "server")
+        if how == "device":
+            assert mark["name"] in DEVICE_TYPES, f"{where}: which device?"
+            current = Example(where, fence["code"], True, mark["name"])
+        else:
+            current = Example(where, fence["code"], how == "server")
     if current is not None:
         yield current
 
@@ -141,8 +149,21 @@ def all_examples() -> Iterator[Example]:
             continue
 
 
+def absence(kind: str) -> str | None:
+    """Why there is no such device here."""
+    backend = load(kind)
+    if backend is None:
+        return f"no backend for {kind}"
+    try:
+        return backend.absence()
+    finally:
+        backend.close()
+
+
 @pytest.mark.parametrize("example", list(all_examples()), ids=lambda example: example.where)
 def test_example_runs(example: Example, tmp_path: Path) -> None:
+    if example.device and (why := absence(example.device)):
+        pytest.skip(f"{example.where} was NOT RUN: {why}")
     if example.needs_server:
         with server(tmp_path) as port:
             run(example.code.replace(DOCUMENTED_PORT, port), tmp_path)
