@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _GRID: Final = "packGridDimX"
 """The scalar by which kernels that TVM wrote learn how many blocks in x there are, less one: a grid too long for a
 device is folded into z."""
+_MOST_FOLDED: Final = 1 << 31
+"""Blocks in x that such a kernel can count, whether with a sign or without."""
 _FORMATS: Final = {
     "int32": "i",
     "uint32": "I",
@@ -45,7 +47,10 @@ def load(backend: "WebGPUBackend", source: KernelSource) -> dict[str, "WebGPUKer
         program.module(backend.device(0))
     else:
         program.module(backend.device(0))  # what does not compile shall be told in the compiler's words
-        entries = reflect(source.text, constants)
+        try:
+            entries = reflect(source.text, constants)
+        except KernelError as error:
+            raise KernelError(f"{source.name}: {error}", kernel=error.kernel) from error
     if not entries:
         raise KernelError(f"{source.name} holds no kernels")
     return {entry.name: WebGPUKernel(backend, program, entry, constants) for entry in entries}
@@ -244,6 +249,8 @@ class WebGPUKernel:
             raise KernelError(f"{self.name}: the grid has {z} blocks in z, which it uses for x", kernel=self.name)
         if x <= most:
             return grid
+        if x > min(most * most, _MOST_FOLDED):
+            raise KernelError(f"{self.name}: a grid of {x} blocks in x is too long even folded", kernel=self.name)
         z = -(-x // most)
         return -(-x // z), y, z
 

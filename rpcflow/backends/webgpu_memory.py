@@ -15,7 +15,7 @@ from .base import BackendError
 _PIECE_NBYTES: Final = 8 << 20
 """Read at a time; a device keeps a buffer of that size for it."""
 _SMALL_NBYTES: Final = 64 << 10
-"""Read by a buffer made for it, without a copy more than needed for longer data."""
+"""Up to that, reading by a buffer made for it is quicker than waiting for the one there is."""
 _SUBMITTED_NBYTES: Final = 1 << 20
 """Written before the queue is told to begin; until then wgpu keeps the data."""
 _WAITED_NBYTES: Final = 64 << 20

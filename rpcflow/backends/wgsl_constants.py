@@ -35,9 +35,11 @@ def tokenize(text: str) -> list[str]:
                 pieces.append(text[kept : found.start()])
             depth += 1
         elif word == "*/":
-            if depth:  # else it is "*" and "/", which nothing means
+            if depth:
                 depth -= 1
                 kept = pos
+            else:  # only "*", and "/", at which a comment may begin
+                pos = found.start() + 1
         elif depth:
             pos = found.start() + 1  # it may end in the same line, or one begin
         else:
