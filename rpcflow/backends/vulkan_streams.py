@@ -169,7 +169,7 @@ class Stream:
                 null = self._ffi.NULL
                 region.srcOffset, region.dstOffset = source_offset, 0
                 lib.vkCmdCopyBuffer(slot.command, source.handle, between.handle, 1, region)
-                lib.vkCmdPipelineBarrier(slot.command, _WORK, _WORK, 0, 1, self._barrier, 0, null, 0, null)
+                lib.vkCmdPipelineBarrier(slot.command, _WORK, _WORK | _HOST, 0, 1, self._barrier, 0, null, 0, null)
                 source_offset = 0
             region.srcOffset, region.dstOffset = source_offset, target_offset
             lib.vkCmdCopyBuffer(slot.command, (between or source).handle, target.handle, 1, region)
