@@ -218,6 +218,10 @@ class KernelFunction:
         return self._kernel.name
 
     def __call__(self, *args: Any) -> None:
+        self.ready(args)()
+
+    def ready(self, args: Sequence[Any]) -> Callable[[], None]:
+        """What launches with these arguments, as often as it is called and as long as their tensors live."""
         if len(args) != self._count:
             raise self._miscounted(len(args))
         values: list[Any] = []
@@ -246,7 +250,7 @@ class KernelFunction:
             raise KernelError(
                 f"{self._kernel.name}: argument {i} ({param}) {error}", kernel=self._kernel.name
             ) from None
-        launch = args[i:]
+        launch = tuple(args[i:])
         for extent in launch:
             if type(extent) is not int:
                 raise KernelError(
@@ -274,7 +278,12 @@ class KernelFunction:
             dev_id = 0
             if self._check is not None:
                 self._check(dev_id)
-        self._kernel.launch(dev_id, values, grid, block)
+        kernel, number = self._kernel, dev_id
+
+        def ready() -> None:
+            kernel.launch(number, values.copy(), grid, block)
+
+        return ready
 
     def _miscounted(self, count: int) -> KernelError:
         own = len(self._converters)
