@@ -43,9 +43,11 @@ def load(backend: "WebGPUBackend", source: KernelSource) -> dict[str, "WebGPUKer
     constants = _constants(source)
     program = _Program(backend, source)
     if source.suffix == ".spv":
-        entries: Sequence[EntryPoint] = _spirv_entries(source)  # it checks what the compiler trusts
+        entries: Sequence[EntryPoint] = _spirv_entries(source)  # naga may end the process over what is damaged
         program.module(backend.device(0))
     else:
+        if "\0" in source.text:
+            raise KernelError(f"{source.name} is no source: it holds a zero byte")  # where the compiler would stop
         program.module(backend.device(0))  # what does not compile shall be told in the compiler's words
         try:
             entries = reflect(source.text, constants)
@@ -271,7 +273,7 @@ class WebGPUKernel:
                 other = written[buffers[i]]
                 raise KernelError(
                     f"{self.name}: the arguments {self._tensors[other]} ({storage[other].name}) and {self._tensors[i]} "
-                    f"({resource.name}) are in the same memory; it writes to both, which WebGPU does not allow",
+                    f"({resource.name}) are in the same memory; it may write to both, which WebGPU does not allow",
                     kernel=self.name,
                 )
         copies: dict[tuple[Buffer, int], Any] = {}

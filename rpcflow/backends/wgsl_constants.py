@@ -90,12 +90,12 @@ class Constants:
         self._declared[name] = value
 
     def value(self, tokens: list[str]) -> int:
-        """The whole number that an expression gives.
+        """The whole number that an expression gives; an attribute's may have a comma behind.
 
         Raises:
             KernelError: it cannot be told.
         """
-        return self._expression(tokens, 0)
+        return self._expression(tokens[:-1] if tokens[-1:] == [","] else tokens, 0)
 
     def _expression(self, tokens: list[str], depth: int) -> int:
         if depth > _DEPTH:

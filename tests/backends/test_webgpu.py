@@ -228,6 +228,8 @@ def test_files_that_are_refused(session: sync.RPCSession, text: str, words: str)
         loaded(session, f"{text}\n@compute @workgroup_size(1) fn f() {{ _ = {'t' if '(0)' in text else '1'}; }}")
     with pytest.raises(RemoteError, match="holds no kernels"):
         loaded(session, "fn f() {}")
+    with pytest.raises(RemoteError, match="zero byte"):
+        loaded(session, "@compute @workgroup_size(1) fn f() {}\0@compute @workgroup_size(1) fn g() {}")
     with pytest.raises(RemoteError, match="workgroup size"):
         loaded(session, "@compute @workgroup_size(1024, 1024) fn f() {}")
 

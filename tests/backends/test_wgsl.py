@@ -52,7 +52,7 @@ def test_an_entry_point() -> None:
 
 def test_order_is_that_of_the_bindings() -> None:
     text = """
-    @binding(3) @group(0) var<storage, read> d: array<f32>;
+    @binding(3,) @group(0) var<storage, read> d: array<f32>;
     @group(1) @binding(0) var<storage, read> e: array<f32>;
     @group(0) @binding(1) var<storage, read_write> f: array<f32>;
     """
