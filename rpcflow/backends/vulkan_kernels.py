@@ -127,6 +127,8 @@ def validate(source: KernelSource, module: Module, physical: Physical) -> None:
     options = ["--target-env", environment]
     if "scalarBlockLayout" in physical.features:
         options.append("--scalar-block-layout")
+    if "maintenance4" in physical.features:
+        options.append("--allow-localsizeid")
     try:
         done = subprocess.run(
             [program, *options, "-"], input=source.data, capture_output=True, timeout=_VALIDATION_S, check=False
@@ -154,6 +156,7 @@ class Pipeline(Resource):
         "infos",
         "layout",
         "push",
+        "push_view",
         "set_count",
         "set_layouts",
         "writes",
@@ -172,6 +175,7 @@ class Pipeline(Resource):
             raise
         ffi = device.ffi
         self.push = ffi.new("char[]", max(push_nbytes, 1))
+        self.push_view = ffi.buffer(self.push)
         self.infos = ffi.new("VkDescriptorBufferInfo[]", max(len(point.buffers), 1))
         self.writes = ffi.new("VkWriteDescriptorSet[]", max(len(point.buffers), 1))
         for i, buffer in enumerate(point.buffers):
@@ -368,7 +372,7 @@ class VulkanKernel:
             info.offset = offset
             info.range = buffer.nbytes - offset
             buffers.append(buffer)
-        self._pack.pack_into(device.ffi.buffer(pipeline.push), 0, *args[count:])
+        self._pack.pack_into(pipeline.push_view, 0, *args[count:])
         stream = backend.streams.get(dev_id, 0)
         if count and not pipeline.free_sets:
             stream.poll()

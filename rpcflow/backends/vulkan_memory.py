@@ -118,6 +118,11 @@ class VulkanDevice:
         if result < 0:
             self.api.check(result, f"{self.name}: {what}", self.name)
 
+    @property
+    def several_queues(self) -> bool:
+        """Whether streams may be in different ones."""
+        return len(self._queues) > 1
+
     def queue(self) -> Any:
         """The queue for the next stream: streams take turns at them."""
         self._streams += 1
@@ -150,7 +155,10 @@ class VulkanDevice:
             resource.uses.pop(stream, None)
 
     def _destroy(self, resource: Resource) -> None:
-        self._alive.discard(resource)
+        try:
+            self._alive.remove(resource)
+        except KeyError:
+            return  # another thread has
         resource.destroy()
 
     def close(self) -> None:

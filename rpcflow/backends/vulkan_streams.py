@@ -2,7 +2,7 @@
 """Streams of a Vulkan device: command buffers, each submitted with a fence, and used again when it is done.
 
 A stream stays with one queue, so its work begins in order; a barrier behind each submission lets it end in order too,
-and lets the host see what was written.
+and lets the host see what was written. What another queue wrote, and was waited for, takes a barrier in front to see.
 """
 
 from collections import deque
@@ -90,12 +90,14 @@ class Stream:
         if result < 0:
             self._free.append(slot)
             self.device.check(result, "nothing can be recorded")
+        if self.device.several_queues:
+            self._be_seen(slot.command)
         return slot
 
     def submit(self, slot: Slot) -> int:
         """Hand it over to the device: its number."""
-        lib, command, null = self._lib, slot.command, self._ffi.NULL
-        lib.vkCmdPipelineBarrier(command, _WORK, _WORK | _HOST, 0, 1, self._barrier, 0, null, 0, null)
+        lib, command = self._lib, slot.command
+        self._be_seen(command)
         result = lib.vkEndCommandBuffer(command)
         if result >= 0:
             result = lib.vkQueueSubmit(self._queue, 1, slot.submit, slot.fence[0])
@@ -105,6 +107,11 @@ class Stream:
         self._pending.append(slot)
         self.submitted += 1
         return self.submitted
+
+    def _be_seen(self, command: Any) -> None:
+        """A barrier: what was written before is seen by what comes behind, and by the host."""
+        null = self._ffi.NULL
+        self._lib.vkCmdPipelineBarrier(command, _WORK, _WORK | _HOST, 0, 1, self._barrier, 0, null, 0, null)
 
     def _slot(self) -> Slot:
         ffi, lib, device = self._ffi, self._lib, self.device
@@ -166,10 +173,9 @@ class Stream:
         try:
             slot = self.begin()
             if between is not None:
-                null = self._ffi.NULL
                 region.srcOffset, region.dstOffset = source_offset, 0
                 lib.vkCmdCopyBuffer(slot.command, source.handle, between.handle, 1, region)
-                lib.vkCmdPipelineBarrier(slot.command, _WORK, _WORK | _HOST, 0, 1, self._barrier, 0, null, 0, null)
+                self._be_seen(slot.command)
                 source_offset = 0
             region.srcOffset, region.dstOffset = source_offset, target_offset
             lib.vkCmdCopyBuffer(slot.command, (between or source).handle, target.handle, 1, region)

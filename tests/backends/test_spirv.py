@@ -77,7 +77,6 @@ def two_kernels(
             (21, UINT, 32, 0),
             (21, INT, 32, 1),
             (22, FLOAT, 32),
-            (22, DOUBLE, 64),
             (33, UINT_FN, UINT),
             (29, ARRAY, UINT),
             (30, BLOCK, ARRAY),
@@ -183,7 +182,7 @@ def test_push_constants_that_cannot_be(declared: list[tuple[Any, ...]], words: s
 
 def test_push_constants_that_overlap() -> None:
     with pytest.raises(KernelError, match="overlap"):
-        read(two_kernels(members=(DOUBLE, UINT)))
+        read(two_kernels(more=[(22, DOUBLE, 64)], members=(DOUBLE, UINT)))
 
 
 @pytest.mark.parametrize(
