@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from rpcflow import registry
 from rpcflow.backends import BackendError, BackendTable
+from rpcflow.backends.kernels import KernelFunction
 from rpcflow.devices import Attribute, device_name
 from rpcflow.errors import PermissionDeniedError
 from rpcflow.protocol.limits import DEFAULT_LIMITS, Limits
@@ -73,7 +74,7 @@ class Executor:
         self.opened: list[int] = []
         self._argument = self._bridge.argument
         self._result = self._bridge.result
-        self.machine = ServerMachine(self._bridge.tensor, limits)
+        self.machine = ServerMachine(self._bridge.tensor, limits, self._bridge.same_again)
 
     def perform(self, action: actions.Action) -> None:
         """Do it and report it. Whatever user code raises goes to the client."""
@@ -90,6 +91,14 @@ class Executor:
             function, args, _ = action
             if type(function) is Builtin:
                 result = function.call(*args)
+            elif type(function) is KernelFunction:
+                result = None
+                launch = args.ready if type(args) is actions.Arguments else None
+                if launch is None:
+                    launch = function.ready(args)
+                    if type(args) is actions.Arguments:
+                        args.ready = launch
+                launch()
             else:
                 convert = self._argument
                 result = function(*[arg if type(arg) in _AS_IS else convert(arg) for arg in args])

@@ -24,6 +24,9 @@ _AS_IS: Final = frozenset({type(None), bool, int, float, str, bytes, bytearray, 
 class ValueBridge(Protocol):
     """How arguments reach functions and results come back."""
 
+    same_again: bool
+    """Whether a function may get for a tensor the object that one got before, as nothing can be changed in it."""
+
     def tensor(self, memory: Memory, view: TensorView) -> Any:
         """What a function takes for a tensor."""
 
@@ -43,6 +46,8 @@ class ValueBridge(Protocol):
 
 class FfiBridge:
     """For functions of tvm-ffi."""
+
+    same_again = True
 
     def __init__(self, ffi: Any, backends: BackendTable) -> None:
         self._ffi = ffi
@@ -131,6 +136,8 @@ class FfiBridge:
 class PlainBridge:
     """For Python callables, where apache-tvm-ffi is not installed: tensors are NumPy arrays, and those on other
     devices :class:`~rpcflow.server.dlpack.DLPackExporter`."""
+
+    same_again = False
 
     def __init__(self, backends: BackendTable) -> None:
         self._backends = backends

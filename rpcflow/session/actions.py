@@ -35,6 +35,16 @@ class Lookup(NamedTuple):
     name: str
 
 
+class Arguments(list[Any]):
+    """Arguments that may come again, the same objects. ``ready``: what the driver has made of them, kept for then."""
+
+    __slots__ = ("ready",)
+
+    def __init__(self, args: list[Any]) -> None:
+        super().__init__(args)
+        self.ready: Any = None
+
+
 class Call(NamedTuple):
     """Call a function. Report ``reply_call``."""
 
