@@ -85,7 +85,7 @@ def _parameters(text: str, begin: int) -> tuple[int, list[str] | None]:
     """What stands between commas up to the closing bracket, and where that is; None where there is none."""
     most = min(len(text), begin + _PARAMETERS_LENGTH)
     depth = 0
-    parts = []
+    parts: list[str] = []
     start = begin
     for i in range(begin, most):
         letter = text[i]
