@@ -187,7 +187,7 @@ class CudaBackend(CudaLikeBackend):
         if not chosen:
             options.insert(0, f"--gpu-architecture=compute_{_nearest(compiler.api, dev.target)}")
         if "#include" in source.text:
-            options += [f"--include-path={path}" for path in _header_paths()]
+            options += [f"--include-path={path}" for path in header_paths()]
         binary = any("sm_" in option for option in [*chosen, *options])
         found = compiler.compile(source, options, ("PTX", "CUBIN") if binary else ("PTX",))
         text = found[0].rstrip(b"\0")
@@ -239,7 +239,7 @@ def _nearest(nvrtc: Any, target: str) -> str:
     return str(max(fitting)) if fitting else target
 
 
-def _header_paths() -> list[str]:
+def header_paths() -> list[str]:
     """Where CUDA's headers are, if they are."""
     try:
         path: str | None = import_module("cuda.pathfinder").find_nvidia_header_directory("cudart")
