@@ -23,7 +23,7 @@ def launch_arguments(grid: Extents | None, block: Extents | None) -> tuple[int, 
 
 
 def _three(what: str, extents: Extents) -> tuple[int, ...]:
-    given = (extents,) if isinstance(extents, int) else tuple(extents)
+    given = (extents,) if hasattr(extents, "__index__") else tuple(extents)  # NumPy's ints as well
     made = tuple(operator.index(extent) for extent in given)
     if not 1 <= len(made) <= 3:
         raise ValueError(f"{what} has one to three extents, not {len(made)}")
