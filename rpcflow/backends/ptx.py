@@ -18,7 +18,8 @@ from .kernels import TENSOR, Param, scalar
 
 _SKIPPED: Final = re.compile(r'//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:[^"\\\n]|\\.)*"?', re.DOTALL)
 """Comments and strings. Each begins by what it cannot contain unpaired, so that the search goes through a text once."""
-_ENTRY: Final = re.compile(r"\.entry\s+(?P<name>[A-Za-z][\w$]*|[_$%][\w$]+)\s*")
+_NAME: Final = re.compile(r"[A-Za-z][\w$]*|[_$%][\w$]+")
+_ENTRY: Final = re.compile(rf"\.entry\s+(?P<name>{_NAME.pattern})\s*")
 _DECLARED: Final = re.compile(r"\s*;")
 _REQUIRED: Final = re.compile(r"\.reqntid\s+(\d{1,9})(?:\s*,\s*(\d{1,9}))?(?:\s*,\s*(\d{1,9}))?")
 _TYPE: Final = re.compile(r"\.([usbf])(8|16|32|64)")
@@ -102,7 +103,9 @@ def _param(kernel: str, text: str) -> tuple[Param | None, int]:
         words, array, count = words[:-1].rpartition("[")
     *head, name = words.replace(".", " .").split() or [""]
     kind = next((found for found in map(_TYPE.fullmatch, head) if found is not None), None)
-    if kind is None or ".param" not in head or (array and not _COUNT.fullmatch(count.strip())) or kind[0] == ".f8":
+    if kind is None or kind[0] == ".f8" or ".param" not in head or not _NAME.fullmatch(name):
+        return None, 0
+    if array and not _COUNT.fullmatch(count.strip()):
         return None, 0
     letter, bits = kind[1], int(kind[2])
     if array:
