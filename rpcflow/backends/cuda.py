@@ -20,6 +20,8 @@ from .rtc import Compiler
 
 _INSTALL: Final = "pip install 'rpcflow[cuda]'"
 _LOG_NBYTES: Final = 1 << 14
+_ARCHITECTURE: Final = ("-arch", "--gpu-architecture")
+_REAL: Final = ("sm_", "-arch=sm_", "--gpu-architecture=sm_")
 _ATTRIBUTES: Final = {
     Attribute.warp_size: "WARP_SIZE",
     Attribute.max_shared_memory_per_block: "MAX_SHARED_MEMORY_PER_BLOCK",
@@ -183,12 +185,11 @@ class CudaBackend(CudaLikeBackend):
     def _compiled(self, dev: GpuDevice, source: KernelSource) -> Image:
         compiler = self._compiler()
         options = list(source.options)
-        chosen = [option for option in options if option.startswith(("-arch", "--gpu-architecture"))]
-        if not chosen:
+        if not any(option.startswith(_ARCHITECTURE) for option in options):
             options.insert(0, f"--gpu-architecture=compute_{_nearest(compiler.api, dev.target)}")
         if "#include" in source.text:
             options += [f"--include-path={path}" for path in header_paths()]
-        binary = any("sm_" in option for option in [*chosen, *options])
+        binary = any(option.startswith(_REAL) for option in options)  # not to be assembled by the driver
         found = compiler.compile(source, options, ("PTX", "CUBIN") if binary else ("PTX",))
         text = found[0].rstrip(b"\0")
         return Image(found[-1] if binary else text, entries(source.name, text.decode(errors="replace")))

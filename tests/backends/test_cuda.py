@@ -171,9 +171,21 @@ def test_another_thread_s_device_and_ours(gpu: core.Gpu, backend: CudaBackend) -
     gpu.current.clear()
     backend.synchronize(1, 0)
     assert np.array_equal(read(backend, second, "float64"), np.arange(9.0))
+    kernel = backend.load(source(core.SOURCE))["scale"]
+    gpu.current.clear()
+    kernel.launch(0, [first.address, 2.0, 18], (1, 1, 1), (64, 1, 1))
+    timer = backend.timer(1)
+    gpu.current.clear()
+    timer.start()
+    gpu.current.clear()
+    assert timer.stop() >= 0
+    backend.synchronize(0, 0)
     gpu.current.clear()
     del first
     assert len(gpu.memory) == 1
+    gpu.current.clear()
+    del kernel
+    assert not gpu.modules
     backend.set_device(1)
     assert set(gpu.current.values()) == {1}
 
@@ -328,7 +340,7 @@ def test_files_that_do_not_load(backend: CudaBackend, gpu: core.Gpu, name: str, 
 def test_options(backend: CudaBackend) -> None:
     with pytest.raises(KernelError, match="unrecognized option --nonsense"):
         backend.load(source(core.SOURCE, "k.cu", {}, "--nonsense"))
-    for options in (["-DN=3"], ["--gpu-architecture=compute_80"], ["--gpu-architecture=sm_90"]):
+    for options in (["-DN=sm_3"], ["--gpu-architecture=compute_80"], ["--gpu-architecture=sm_90"]):
         assert "vadd" in backend.load(source(core.SOURCE, "k.cu", {}, *options))
 
 
