@@ -202,7 +202,8 @@ class OpenCLBackend(DeviceBackend):
 
     def load(self, source: KernelSource) -> Mapping[str, "OpenCLKernel"]:
         programs = {0: self.build(self.device(0), source)}
-        names = [kernel.function_name for kernel in programs[0].all_kernels()]
+        # PoCL never frees what all_kernels() makes.
+        names = [name for name in programs[0].get_info(self.cl.program_info.KERNEL_NAMES).split(";") if name]
         if not names:
             raise KernelError(f"{source.name} holds no kernels")
         return {name: OpenCLKernel(self, source, name, programs) for name in names}
