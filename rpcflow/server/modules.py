@@ -25,6 +25,8 @@ _CONTEXT_SYMBOLS: Final = (
 )
 """By which TVM-compiled code calls others, kernels among them; a library has them as pointers, with two underscores
 before the name, that are filled in when it is loaded. They are tvm-ffi's, but only TVM's runtime says so to it."""
+_DEVICE_RUNTIMES: Final = {"cuda": ("libtvm_runtime_cuda.so",)}
+"""Kinds of device code that a library of TVM's runs, beside the runtime. Its memory is the driver's, as ours is."""
 _RUNTIME_FUNCTION: Final = "runtime.GetDeviceAttr"
 _RUNTIME_FILES: Final = ("libtvm_runtime.so", "libtvm.so", "libtvm_runtime.dylib", "libtvm.dylib")
 
@@ -79,6 +81,9 @@ class ModuleLoader:
                     "apache-tvm on the device, or name its libtvm_runtime.so in --load-library"
                 )
             ctypes.CDLL(runtime, ctypes.RTLD_GLOBAL)
+        for kind, names in _DEVICE_RUNTIMES.items():
+            if _has_device_code(path, kind) and registry.find(f"ffi.Module.load_from_bytes.{kind}") is None:
+                _load_device_runtime(os.path.basename(path), kind, names)
         if not self._has_context and _mentions(path, b"__" + _CONTEXT_SYMBOLS[0]):
             self._has_context = True
             _offer_context(ffi)
@@ -108,12 +113,33 @@ def _runtime_is_loaded() -> bool:
     return registry.find(_RUNTIME_FUNCTION) is not None
 
 
-def _find_runtime() -> str | None:
-    """The runtime library of an installed apache-tvm, without importing that."""
+def _has_device_code(path: str, kind: str) -> bool:
+    """Whether a library asks for the loader of that kind: its name is in there, with its length before it."""
+    return _mentions(path, len(kind).to_bytes(8, "little") + kind.encode())
+
+
+def _load_device_runtime(module: str, kind: str, names: tuple[str, ...]) -> None:
+    runtime, devices = _find_runtime(), _find_runtime(names)
+    if runtime is None or devices is None:
+        raise ModuleError(
+            f"{module!r} has device code for {kind}, which TVM's runtime runs: install apache-tvm on the device, or "
+            f"name libtvm_runtime.so and {names[0]} in --load-library"
+        )
+    try:
+        for path in (runtime, devices):
+            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise ModuleError(
+            f"{module!r} has device code for {kind}, and TVM's runtime for that cannot be loaded: {error}"
+        ) from error
+
+
+def _find_runtime(names: tuple[str, ...] = _RUNTIME_FILES) -> str | None:
+    """The runtime library of an installed apache-tvm, or another beside it, without importing that."""
     spec = importlib.util.find_spec("tvm")
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for sub in ("lib", "", ".."):
-            for name in _RUNTIME_FILES:
+            for name in names:
                 path = os.path.join(folder, sub, name)
                 if os.path.isfile(path):
                     return path

@@ -41,10 +41,16 @@ def _scale() -> Any:
 
 
 def compile_device_kernels(folder: Path) -> None:
-    """``vadd-KIND.so`` of 1024 elements and ``scale-KIND.so`` for opencl and webgpu, and the same as ``.tar``."""
+    """``vadd-KIND.so`` of 1024 elements and ``scale-KIND.so`` for opencl and webgpu, and the same as ``.tar``; the
+    former for cuda too, or ``no-cuda``, which says why not."""
     import tvm
 
     folder.mkdir(exist_ok=True)
+    try:
+        cuda = tvm.compile(_vector_add(1024), target=tvm.target.Target({"kind": "cuda", "arch": "sm_80"}, host="llvm"))
+        cuda.export_library(str(folder / "vadd-cuda.so"))
+    except Exception as error:  # TVM compiles CUDA by nvcc or NVRTC, where it finds one
+        (folder / "no-cuda").write_text(str(error))
     for kind in ("opencl", "webgpu"):
         for name, module in (("vadd", _vector_add(1024)), ("scale", _scale())):
             built = tvm.compile(module, target=tvm.target.Target(kind, host="llvm"))

@@ -174,3 +174,34 @@ def device_code(path: Path, kind: str) -> bytes:
     with registry.lent({f"ffi.Module.load_from_bytes.{kind}": take}):
         tvm_ffi.load_module(str(path))
     return taken[0]
+
+
+_CUDA = """
+import sys
+from rpcflow import sync
+with sync.LocalSession() as session:
+    session.upload(sys.argv[1])
+    try:
+        module = session.load_module("vadd-cuda.so")
+    except RuntimeError as error:
+        print(error)
+    else:
+        import numpy as np
+        x = session.cuda().tensor(np.ones(1024, "float32"))
+        z = session.cuda().empty(1024)
+        module["vadd"](x, x, z)
+        assert z.numpy().sum() == 2048
+        print("right")
+"""
+
+
+def test_cuda_by_the_runtime(device_kernels: Path) -> None:
+    """TVM's own runtime for CUDA is loaded where there is a driver; else we are told what is missing."""
+    if (device_kernels / "no-cuda").exists():
+        pytest.skip(f"TVM cannot compile for CUDA here: {(device_kernels / 'no-cuda').read_text()}")
+    command = [sys.executable, "-c", _CUDA, str(device_kernels / "vadd-cuda.so")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout != "right\n":
+        assert "device code for cuda" in done.stdout
+        assert "cannot be loaded: lib" in done.stdout
