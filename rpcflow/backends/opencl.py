@@ -113,9 +113,12 @@ class OpenCLBackend(DeviceBackend):
         return int(dev.device.max_mem_alloc_size)
 
     def drv_allocate(self, dev: _Device, nbytes: int) -> tuple[Any, int]:
+        flags = self.cl.mem_flags.READ_WRITE
+        if dev.device.type & self.cl.device_type.CPU:
+            flags |= self.cl.mem_flags.ALLOC_HOST_PTR  # at once: PoCL aborts where there is no room at the first use
         try:
-            return self.cl.Buffer(dev.context, self.cl.mem_flags.READ_WRITE, nbytes), 0
-        except (self.cl.MemoryError, self.cl.LogicError) as error:
+            return self.cl.Buffer(dev.context, flags, nbytes), 0
+        except self.cl.Error as error:
             raise MemoryError(f"{nbytes} bytes of opencl memory cannot be had: {_text(error)}") from error
 
     def drv_free(self, dev: _Device, raw: Any) -> None:
@@ -244,7 +247,7 @@ class _Told:
         if error is None:
             return
         name = f"opencl({self._dev_id})"
-        if isinstance(error, self._cl.MemoryError):
+        if isinstance(error, self._cl.MemoryError) or "OUT_OF_HOST_MEMORY" in str(error):
             raise MemoryError(f"{name}: {_text(error)}") from error
         if isinstance(error, self._cl.Error):
             raise BackendError(f"{name}: {_text(error)}", device=name) from error

@@ -190,7 +190,7 @@ class _Told:
         if error is None:
             return
         device, wgpu = self._device, self._device.wgpu
-        if isinstance(error, wgpu.GPUOutOfMemoryError):
+        if isinstance(error, wgpu.GPUOutOfMemoryError) or "not enough memory" in str(error).lower():
             raise MemoryError(f"{device.name}: {one_line(error)}") from error
         if isinstance(error, wgpu.GPUError) or type(error) is RuntimeError:  # the latter where mapping fails
             raise BackendError(f"{device.name}: {one_line(error)}", device=device.name) from error
