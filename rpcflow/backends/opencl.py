@@ -18,6 +18,8 @@ from .device import DeviceBackend
 from .kernels import TENSOR, Param, check_launch, parse_params, scalar
 
 _INSTALL: Final = "pip install 'rpcflow[opencl]'"
+_MOST_EVENTS: Final = 1000
+"""Kept while time is measured; they are not small."""
 _SCALARS: Final = {
     "char": "int8",
     "uchar": "uint8",
@@ -58,6 +60,7 @@ class OpenCLBackend(DeviceBackend):
     def __init__(self) -> None:
         super().__init__()
         self.cl: Any = None
+        self.timing: _EventTimer | None = None
 
     def drv_find(self) -> Sequence[Any]:
         try:
@@ -140,9 +143,11 @@ class OpenCLBackend(DeviceBackend):
                 between = self.cl.Buffer(dev.context, self.cl.mem_flags.READ_WRITE, nbytes)
                 self.cl.enqueue_copy(stream, between, source, byte_count=nbytes, src_offset=source_offset)
                 source, source_offset = between, 0
-            self.cl.enqueue_copy(
+            event = self.cl.enqueue_copy(
                 stream, target, source, byte_count=nbytes, src_offset=source_offset, dst_offset=target_offset
             )
+        if self.timing is not None:
+            self.timing.add(event)
 
     def sink(self, memory: Memory, offset: int, nbytes: int) -> Sink:
         """The driver's own view of the memory: where host and device share theirs, nothing is copied."""
@@ -199,7 +204,7 @@ class OpenCLBackend(DeviceBackend):
 
     def timer(self, dev_id: int) -> Timer:
         self.device(dev_id)
-        return _MarkerTimer(self.cl, self.streams.get(dev_id, 0))
+        return _EventTimer(self)
 
     # ---- kernels
 
@@ -272,21 +277,36 @@ class _MappedSink(ViewSink):
         self.release()
 
 
-class _MarkerTimer:
-    """By the device's clock at markers between commands."""
+class _EventTimer:
+    """The time in which the device was at work on what was launched and copied, as TVM counts it; not that in between,
+    when it waits for the host."""
 
-    def __init__(self, cl: Any, stream: Any) -> None:
-        self._cl = cl
-        self._stream = stream
-        self._began: Any = None
+    def __init__(self, backend: OpenCLBackend) -> None:
+        self._backend = backend
+        self._events: list[Any] = []
+        self._seconds = 0.0
 
     def start(self) -> None:
-        self._began = self._cl.enqueue_marker(self._stream)
+        self._events.clear()
+        self._seconds = 0.0
+        self._backend.timing = self
+
+    def add(self, event: Any) -> None:
+        """One more command."""
+        self._events.append(event)
+        if len(self._events) >= _MOST_EVENTS:
+            self._count()
 
     def stop(self) -> float:
-        ended = self._cl.enqueue_marker(self._stream)
-        ended.wait()
-        return float(ended.profile.end - self._began.profile.end) * 1e-9
+        self._backend.timing = None
+        self._count()
+        return self._seconds
+
+    def _count(self) -> None:
+        events, self._events = self._events, []
+        for event in events:
+            event.wait()
+            self._seconds += (event.profile.end - event.profile.start) * 1e-9
 
 
 class OpenCLKernel:
@@ -370,7 +390,9 @@ class OpenCLKernel:
                 args[i] = self._cl.LocalMemory(args[i])
         sizes = (grid[0] * block[0], grid[1] * block[1], grid[2] * block[2])
         with backend.told(dev):
-            kernel(backend.streams.get(dev_id, 0), sizes, block, *args)
+            event = kernel(backend.streams.get(dev_id, 0), sizes, block, *args)
+        if backend.timing is not None:
+            backend.timing.add(event)
 
     def _buffer(self, dev: _Device, address: int, i: int) -> Any:
         block, offset = self._backend.space.find(address)
@@ -384,10 +406,11 @@ class OpenCLKernel:
             )
         if offset == block.nbytes:
             raise KernelError(f"{self.name}: argument {i} is a view of no bytes at the end of its memory")
-        return block.raw[offset : block.nbytes]
+        with self._backend.told(dev):
+            return block.raw.get_sub_region(offset, block.nbytes - offset, self._cl.mem_flags.READ_WRITE)
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

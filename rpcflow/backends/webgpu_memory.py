@@ -196,12 +196,12 @@ class _Told:
             raise BackendError(f"{device.name}: {one_line(error)}", device=device.name) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An error's words, without what wgpu puts before each and without line breaks."""
     return " ".join(words(error).split())
 
 
-def words(error: Exception) -> str:
+def words(error: BaseException) -> str:
     """An error's words, without what wgpu puts before each."""
     lines = str(error).strip().splitlines()
     while lines and (not lines[0].strip() or lines[0].strip() in ("Validation Error", "Caused by:")):

@@ -15,6 +15,7 @@ from typing import Any, Final
 import attrs
 
 from rpcflow.backends import Timer
+from rpcflow.backends.kernels import KernelFunction
 
 _GROWTH: Final = 1.618
 
@@ -50,6 +51,9 @@ def evaluate(
 ) -> bytes:
     """Measure ``function(*args)``: one little-endian f64 for each repeat, seconds per run. ``timer``: the device's own,
     where it has one."""
+    given = args
+    if isinstance(function, KernelFunction):  # what it is given is checked once
+        function, args = function.ready(args), []
     function(*args)
     synchronize()
     flush = bytearray(settings.cache_flush_bytes)
@@ -57,7 +61,7 @@ def evaluate(
     results: list[float] = []
     for i in range(settings.repeat):
         if preprocess is not None:
-            preprocess(*args)
+            preprocess(*given)
         if flush:
             flush[:] = bytes(len(flush))
         zero_readings = 0
@@ -72,13 +76,15 @@ def evaluate(
             if timer is not None:
                 timer.start()
             began = time.perf_counter()
-            for _ in times(None, number):
-                function(*args)
-            if timer is not None:
-                elapsed = timer.stop()
-            else:
-                synchronize()
-                elapsed = time.perf_counter() - began
+            try:
+                for _ in times(None, number):
+                    function(*args)
+                if timer is None:
+                    synchronize()
+                    elapsed = time.perf_counter() - began
+            finally:
+                if timer is not None:
+                    elapsed = timer.stop()
             zero_readings += elapsed == 0.0
             if elapsed * 1e3 >= settings.min_repeat_ms:
                 break
