@@ -88,7 +88,13 @@ class ModuleLoader:
             self._has_context = True
             _offer_context(ffi)
         with registry.lent(self._loaders.functions()):
-            return ffi.load_module(path)
+            try:
+                return ffi.load_module(path)
+            except Exception:
+                error, self._loaders.error = self._loaders.error, None
+                if error is None:
+                    raise
+                raise error from None
 
 
 def _offer_context(ffi: Any) -> None:

@@ -122,6 +122,8 @@ class TvmLoaders:
 
     def __init__(self, backends: BackendTable) -> None:
         self._backends = backends
+        self.error: Exception | None = None
+        """What a loader has raised; of its kind little is left on the way through tvm-ffi."""
 
     def functions(self) -> dict[str, Callable[..., Any]]:
         """By the names under which a module's library asks for them."""
@@ -129,7 +131,11 @@ class TvmLoaders:
 
     def _loader(self, kind: str) -> Callable[[Any], Any]:
         def load(data: Any) -> Any:
-            return self._load(kind, bytes(data))
+            try:
+                return self._load(kind, bytes(data))
+            except Exception as error:
+                self.error = error
+                raise
 
         return load
 

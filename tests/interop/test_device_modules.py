@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,24 @@ def device_code(path: Path, kind: str) -> bytes:
     with registry.lent({f"ffi.Module.load_from_bytes.{kind}": take}):
         tvm_ffi.load_module(str(path))
     return taken[0]
+
+
+def test_no_device_for_it(device_kernels: Path) -> None:
+    program = """
+import sys, rpcflow
+from rpcflow import sync
+with sync.LocalSession() as session:
+    session.upload(sys.argv[1])
+    try:
+        session.load_module("vadd-opencl.so")
+    except rpcflow.RemoteError as error:
+        print(error)
+"""
+    nowhere = {"OCL_ICD_VENDORS": "/nowhere", "OPENCL_VENDOR_PATH": "/nowhere"}
+    command = [sys.executable, "-c", program, str(device_kernels / "vadd-opencl.so")]
+    environment = {**os.environ, **nowhere}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert "KernelError: the module has device code for opencl" in done.stdout, done.stderr
 
 
 _CUDA = """
