@@ -2,12 +2,13 @@
 """Kernels as functions of a module: what they take, and that what they are given fits, before anything is launched."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import attrs
 
 from rpcflow.devices import DEVICE_TYPES
+from rpcflow.errors import FunctionNotFoundError
 from rpcflow.protocol.dtype import DataType, DTypeCode
 
 from .base import Backend, Kernel, KernelError
@@ -26,7 +27,8 @@ class Param:
     ``dtype``: None for a tensor. ``local``: it is memory that the threads of a block share, of as many bytes as the
     argument says. ``name``: for errors; empty where it is not known. ``wraps``: nobody says whether the integer is
     signed, so that negative numbers are taken too, as their two's complement; ``dtype`` is the unsigned one. ``note``:
-    for errors: what else there is to say of it.
+    for errors: what else there is to say of it. ``element``: what a tensor's elements have to be, where that is known;
+    for vectors one of their components.
     """
 
     dtype: DataType | None
@@ -34,9 +36,12 @@ class Param:
     local: bool = False
     wraps: bool = False
     note: str = ""
+    element: DataType | None = None
 
     def __str__(self) -> str:
-        kind = "local memory" if self.local else "tensor" if self.dtype is None else str(self.dtype)
+        kind = "local memory" if self.local else str(self.dtype)
+        if self.dtype is None:
+            kind = "tensor" if self.element is None else f"{self.element}*"
         if self.wraps:
             kind = f"{kind.removeprefix('u')} or {kind}"
         if self.note:
@@ -53,6 +58,7 @@ class Location(NamedTuple):
     dev_type: int
     dev_id: int
     address: int
+    dtype: DataType | None = None  # of its elements, where anything goes
 
 
 def parse_params(function: str, types: Sequence[str]) -> tuple[Param, ...]:
@@ -72,7 +78,7 @@ def parse_params(function: str, types: Sequence[str]) -> tuple[Param, ...]:
         except ValueError as error:
             raise KernelError(f"the signature of {function!r}: {error}", kernel=function) from None
         if word.endswith("*"):
-            params.append(TENSOR)
+            params.append(Param(None, element=dtype))
             continue
         params.append(scalar(function, dtype))
     return tuple(params)
@@ -89,6 +95,77 @@ def scalar(function: str, dtype: DataType, name: str = "") -> Param:
     if dtype.lanes != 1 or not (whole or real or dtype.code == DTypeCode.BOOL):
         raise KernelError(f"{function!r} takes a {dtype}, which cannot be passed", kernel=function)
     return Param(dtype, name)
+
+
+def agreed(function: str, given: Sequence[Param], told: Sequence[Param | None]) -> tuple[Param, ...]:
+    """The parameters of a signature, checked against what the kernel itself says; None for what it does not.
+
+    Raises:
+        KernelError: they are not as many, or of another kind or width.
+    """
+    if len(given) != len(told):
+        raise KernelError(
+            f"the signature of {function!r} has {len(given)} parameters; it takes {len(told)}", kernel=function
+        )
+    made = []
+    for i, (ours, own) in enumerate(zip(given, told, strict=True)):
+        if own is None:
+            made.append(ours)
+            continue
+        fits = ours.local == own.local and (ours.dtype is None) == (own.dtype is None)
+        if fits and ours.dtype is not None and own.dtype is not None:
+            whole = [dtype.code != DTypeCode.FLOAT for dtype in (ours.dtype, own.dtype)]
+            fits = ours.dtype.bits == own.dtype.bits and whole[0] == whole[1]
+        if not fits:
+            raise KernelError(
+                f"the signature of {function!r} says {ours} for argument {i}, the kernel {own}", kernel=function
+            )
+        made.append(attrs.evolve(ours, name=own.name))
+    return tuple(made)
+
+
+def _is_seen_as(element: DataType, dtype: DataType) -> bool:
+    """Whether a kernel that reads ``element`` may be given a tensor of ``dtype``. Bytes may be anything, and 16 bits
+    any type of so many, as languages without a type for it take it; signs do not matter."""
+    if element.code == DTypeCode.FLOAT:
+        complex_of_it = dtype.code == DTypeCode.COMPLEX and dtype.bits == 2 * element.bits
+        return complex_of_it or (dtype.code == DTypeCode.FLOAT and dtype.bits == element.bits)
+    if element.bits == 8:
+        return True
+    if element.bits == 16:
+        return dtype.bits == 16
+    return dtype.bits == element.bits and dtype.code in (DTypeCode.INT, DTypeCode.UINT, element.code)
+
+
+class Lazily(Mapping[str, Kernel]):
+    """Kernels that are made when they are asked for, so that one which cannot be launched is in nobody's way. One alone
+    is made at once.
+
+    Args:
+        names: of all there are.
+        make: makes the one of that name, or raises KernelError.
+    """
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], Kernel]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+        self._made: dict[str, Kernel] = {}
+        if len(self._names) == 1:
+            self[names[0]]
+
+    def __getitem__(self, name: str) -> Kernel:
+        kernel = self._made.get(name)
+        if kernel is None:
+            if name not in self._names:
+                raise KeyError(name)
+            kernel = self._made[name] = self._make(name)
+        return kernel
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _integer(dtype: DataType, wraps: bool) -> Callable[[Any], int]:
@@ -145,8 +222,7 @@ class KernelModule:
         backend: that loaded it.
         kernels: its kernels, by name.
         locate: says where a tensor lies, as functions are given it; None for what is no tensor.
-        check: told the number of the device of a launch that no tensor argument stands for; raises where it may not
-            be used.
+        check: told the number of the device of a launch; raises where it may not be used.
     """
 
     def __init__(
@@ -164,11 +240,17 @@ class KernelModule:
         self._locate = locate
         self._functions: dict[str, KernelFunction] = {}
 
-    def get_function(self, name: str, query_imports: bool = True) -> "KernelFunction | None":
-        """The function that launches a kernel, or None."""
+    def get_function(self, name: str, query_imports: bool = True) -> "KernelFunction":
+        """The function that launches a kernel.
+
+        Raises:
+            FunctionNotFoundError: there is none of that name.
+            KernelError: it cannot be launched.
+        """
         kernel = self._kernels.get(name)
         if kernel is None:
-            return None
+            known = ", ".join(self._kernels)
+            raise FunctionNotFoundError(f"{self._name} has no kernel {name!r}; it has {known}", function=name)
         function = self._functions.get(name)
         if function is None:
             function = self._functions[name] = KernelFunction(self._backend, kernel, self._locate, self._check)
@@ -220,8 +302,11 @@ class KernelFunction:
     def __call__(self, *args: Any) -> None:
         self.ready(args)()
 
-    def ready(self, args: Sequence[Any]) -> Callable[[], None]:
-        """What launches with these arguments, as often as it is called and as long as their tensors live."""
+    def ready(self, args: Sequence[Any], on: tuple[int, int] | None = None) -> Callable[[], None]:
+        """What launches with these arguments, as often as it is called and as long as their tensors live.
+
+        ``on``: the kind and number of the device that it has to be.
+        """
         if len(args) != self._count:
             raise self._miscounted(len(args))
         values: list[Any] = []
@@ -236,13 +321,19 @@ class KernelFunction:
                     where = self._locate(arg)
                     if where is None:
                         raise TypeError(f"must be a tensor, not {_describe(arg)}")
-                    dev_type, number, address = where
+                    dev_type, number, address, dtype = where
                     if dev_type != self._dev_type:
                         raise TypeError(f"must be a tensor on {self._backend.kind}, not on another kind of device")
                     if number != dev_id:
                         if dev_id >= 0:
                             raise TypeError("is on another device than the tensors before it")
                         dev_id = number
+                    element = self._kernel.params[i].element
+                    if element is not None and dtype is not None and not _is_seen_as(element, dtype):
+                        raise TypeError(
+                            f"must not be a tensor of {dtype}; what its view(shape, dtype) gives is the same bytes as "
+                            "another type"
+                        )
                     values.append(address)
                 i += 1
         except (TypeError, OverflowError) as error:
@@ -274,11 +365,15 @@ class KernelFunction:
                 f"{self._kernel.name}: a grid of {grid} blocks of {block} threads has nothing to run",
                 kernel=self._kernel.name,
             )
-        if dev_id < 0:
-            dev_id = 0
-            if self._check is not None:
-                self._check(dev_id)
-        kernel, number = self._kernel, dev_id
+        number = max(dev_id, 0)
+        if self._check is not None:
+            self._check(number)
+        if on is not None and on != (self._dev_type, number):
+            raise KernelError(
+                f"{self._kernel.name} runs on {self._backend.kind}({number}), not on the device that is timed",
+                kernel=self._kernel.name,
+            )
+        kernel = self._kernel
 
         def ready() -> None:
             kernel.launch(number, values.copy(), grid, block)

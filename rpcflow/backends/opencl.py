@@ -9,40 +9,23 @@ import attrs
 import numpy as np
 
 from rpcflow.devices import Attribute
-from rpcflow.protocol.dtype import DataType, DTypeCode
 from rpcflow.protocol.sinks import Sink, ViewSink
 
-from .base import BackendError, KernelError, KernelSource, Memory, Timer
+from .base import BackendError, Kernel, KernelError, KernelSource, Memory, Timer
 from .blocks import DeviceMemory
 from .device import DeviceBackend
-from .kernels import TENSOR, Param, check_launch, parse_params, scalar
+from .kernels import Lazily
+from .opencl_kernels import OpenCLKernel
 
 _INSTALL: Final = "pip install 'rpcflow[opencl]'"
 _MOST_EVENTS: Final = 1000
 """Kept while time is measured; they are not small."""
-_SCALARS: Final = {
-    "char": "int8",
-    "uchar": "uint8",
-    "unsigned char": "uint8",
-    "short": "int16",
-    "ushort": "uint16",
-    "unsigned short": "uint16",
-    "int": "int32",
-    "uint": "uint32",
-    "unsigned int": "uint32",
-    "long": "int64",
-    "ulong": "uint64",
-    "unsigned long": "uint64",
-    "half": "float16",
-    "float": "float32",
-    "double": "float64",
-    "bool": "uint8",
-}
-"""OpenCL C's scalar types (chapter 6.3.1 of its specification) by the names that drivers report."""
 
 
 @attrs.define(eq=False)
-class _Device:
+class OpenCLDevice:
+    """A device in use."""
+
     dev_id: int
     context: Any
     device: Any
@@ -86,14 +69,14 @@ class OpenCLBackend(DeviceBackend):
         platforms = dict.fromkeys(f"{device.platform.name} {device.driver_version}" for device in found)
         return ", ".join((text, *platforms))
 
-    def drv_open(self, dev_id: int, found: Any) -> _Device:
+    def drv_open(self, dev_id: int, found: Any) -> OpenCLDevice:
         try:
             context = self.cl.Context([found])
         except self.cl.Error as error:
             raise BackendError(
                 f"opencl({dev_id}) cannot be used: {_text(error)}", device=f"opencl({dev_id})"
             ) from error
-        return _Device(
+        return OpenCLDevice(
             dev_id,
             context,
             found,
@@ -102,20 +85,20 @@ class OpenCLBackend(DeviceBackend):
             max(found.mem_base_addr_align // 8, 1),
         )
 
-    def drv_stream(self, dev: _Device, first: bool) -> Any:
+    def drv_stream(self, dev: OpenCLDevice, first: bool) -> Any:
         return self.cl.CommandQueue(dev.context, properties=self.cl.command_queue_properties.PROFILING_ENABLE)
 
-    def drv_free_stream(self, dev: _Device, stream: Any) -> None:
+    def drv_free_stream(self, dev: OpenCLDevice, stream: Any) -> None:
         pass  # collecting it frees it
 
-    def drv_wait(self, dev: _Device, stream: Any) -> None:
+    def drv_wait(self, dev: OpenCLDevice, stream: Any) -> None:
         with self.told(dev):
             stream.finish()
 
-    def drv_max_nbytes(self, dev: _Device) -> int:
+    def drv_max_nbytes(self, dev: OpenCLDevice) -> int:
         return int(dev.device.max_mem_alloc_size)
 
-    def drv_allocate(self, dev: _Device, nbytes: int) -> tuple[Any, int]:
+    def drv_allocate(self, dev: OpenCLDevice, nbytes: int) -> tuple[Any, int]:
         flags = self.cl.mem_flags.READ_WRITE
         if dev.device.type & self.cl.device_type.CPU:
             flags |= self.cl.mem_flags.ALLOC_HOST_PTR  # at once: PoCL aborts where there is no room at the first use
@@ -124,19 +107,26 @@ class OpenCLBackend(DeviceBackend):
         except self.cl.Error as error:
             raise MemoryError(f"{nbytes} bytes of opencl memory cannot be had: {_text(error)}") from error
 
-    def drv_free(self, dev: _Device, raw: Any) -> None:
+    def drv_free(self, dev: OpenCLDevice, raw: Any) -> None:
         raw.release()
 
-    def drv_write(self, dev: _Device, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
+    def drv_write(self, dev: OpenCLDevice, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
         with self.told(dev):
             self.cl.enqueue_copy(stream, raw, data, dst_offset=offset, is_blocking=True)
 
-    def drv_read(self, dev: _Device, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
+    def drv_read(self, dev: OpenCLDevice, raw: Any, offset: int, data: memoryview, stream: Any) -> None:
         with self.told(dev):
             self.cl.enqueue_copy(stream, data, raw, src_offset=offset, is_blocking=True)
 
     def drv_copy(
-        self, dev: _Device, source: Any, source_offset: int, target: Any, target_offset: int, nbytes: int, stream: Any
+        self,
+        dev: OpenCLDevice,
+        source: Any,
+        source_offset: int,
+        target: Any,
+        target_offset: int,
+        nbytes: int,
+        stream: Any,
     ) -> None:
         with self.told(dev):
             if source is target and abs(source_offset - target_offset) < nbytes:  # it must not overlap
@@ -173,7 +163,7 @@ class OpenCLBackend(DeviceBackend):
             with self.told(self.device(memory.device.dev_id)):
                 sink.release()
 
-    def drv_attribute(self, dev: _Device, kind: Attribute) -> int | str | None:
+    def drv_attribute(self, dev: OpenCLDevice, kind: Attribute) -> int | str | None:
         device = dev.device
         if kind is Attribute.max_threads_per_block:
             return dev.max_group
@@ -208,16 +198,18 @@ class OpenCLBackend(DeviceBackend):
 
     # ---- kernels
 
-    def load(self, source: KernelSource) -> Mapping[str, "OpenCLKernel"]:
+    def load(self, source: KernelSource) -> Mapping[str, Kernel]:
         programs = {0: self.build(self.device(0), source)}
         # PoCL never frees what all_kernels() makes.
         names = [name for name in programs[0].get_info(self.cl.program_info.KERNEL_NAMES).split(";") if name]
         if not names:
             raise KernelError(f"{source.name} holds no kernels")
-        return {name: OpenCLKernel(self, source, name, programs) for name in names}
+        return Lazily(names, lambda name: OpenCLKernel(self, source, name, programs))
 
-    def build(self, dev: _Device, source: KernelSource) -> Any:
+    def build(self, dev: OpenCLDevice, source: KernelSource) -> Any:
         """The program of a source, for one device."""
+        if any("\0" in option for option in source.options):
+            raise KernelError(f"{source.name}: there is a NUL in an option")
         cl = self.cl
         options = [*source.options, "-cl-kernel-arg-info"]
         try:
@@ -229,7 +221,7 @@ class OpenCLBackend(DeviceBackend):
         except cl.Error as error:
             raise KernelError(f"{source.name} does not compile:\n{_build_log(error)}") from error
 
-    def told(self, dev: _Device) -> "_Told":
+    def told(self, dev: OpenCLDevice) -> "_Told":
         """Around calls of the driver."""
         return _Told(self.cl, dev.dev_id)
 
@@ -307,107 +299,6 @@ class _EventTimer:
         for event in events:
             event.wait()
             self._seconds += (event.profile.end - event.profile.start) * 1e-9
-
-
-class OpenCLKernel:
-    """A kernel of a program; see :class:`rpcflow.backends.base.Kernel`."""
-
-    def __init__(self, backend: OpenCLBackend, source: KernelSource, name: str, programs: dict[int, Any]) -> None:
-        self.name = name
-        self._backend = backend
-        self._source = source
-        self._programs = programs
-        self._cl = backend.cl
-        given = source.signature.get(name)
-        kernel = self._cl.Kernel(programs[0], name)
-        self.params: tuple[Param, ...] = parse_params(name, given) if given is not None else self._reflected(kernel)
-        if len(self.params) != kernel.num_args:
-            raise KernelError(
-                f"the signature of {name!r} has {len(self.params)} parameters; it takes {kernel.num_args}", kernel=name
-            )
-        dev = backend.device(0)
-        info = self._cl.kernel_work_group_info
-        block = tuple(int(n) for n in kernel.get_work_group_info(info.COMPILE_WORK_GROUP_SIZE, dev.device))
-        self.block: tuple[int, int, int] | None = (block[0], block[1], block[2]) if all(block) else None
-        self._most_blocks = ((1 << 32) - 1,) * 3
-        self._ready: dict[int, tuple[Any, int]] = {0: self._prepared(kernel, dev)}
-
-    def _reflected(self, kernel: Any) -> tuple[Param, ...]:
-        info, space = self._cl.kernel_arg_info, self._cl.kernel_arg_address_qualifier
-        params = []
-        for i in range(kernel.num_args):
-            try:
-                qualifier = kernel.get_arg_info(i, info.ADDRESS_QUALIFIER)
-                type_name = kernel.get_arg_info(i, info.TYPE_NAME).replace("\0", "")
-                name = kernel.get_arg_info(i, info.NAME).replace("\0", "")
-            except self._cl.Error as error:
-                raise KernelError(
-                    f"the driver does not say what {self.name!r} takes: give load_module a signature for it",
-                    kernel=self.name,
-                ) from error
-            if qualifier == space.LOCAL:
-                params.append(Param(DataType(DTypeCode.INT, 64), name, local=True))
-            elif qualifier in (space.GLOBAL, space.CONSTANT):
-                params.append(attrs.evolve(TENSOR, name=name))
-            elif type_name in _SCALARS:
-                params.append(scalar(self.name, DataType.parse(_SCALARS[type_name]), name))
-            else:
-                raise KernelError(
-                    f"{self.name!r} takes {name!r} of the type {type_name}, which cannot be passed: scalars and "
-                    "pointers can; or say in the signature what to pass it as",
-                    kernel=self.name,
-                )
-        return tuple(params)
-
-    def _prepared(self, kernel: Any, dev: _Device) -> tuple[Any, int]:
-        from rpcflow.arrays import numpy_dtype
-
-        dtypes: list[Any] = []
-        for param in self.params:
-            if param.dtype is None or param.local:
-                dtypes.append(None)
-            else:
-                dtypes.append(np.dtype(np.uint8) if param.dtype.code == DTypeCode.BOOL else numpy_dtype(param.dtype))
-        kernel.set_scalar_arg_dtypes(dtypes)
-        info = self._cl.kernel_work_group_info
-        return kernel, int(kernel.get_work_group_info(info.WORK_GROUP_SIZE, dev.device))
-
-    def launch(self, dev_id: int, args: list[Any], grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
-        backend = self._backend
-        dev: _Device = backend.device(dev_id)
-        ready = self._ready.get(dev_id)
-        if ready is None:
-            if dev_id not in self._programs:
-                self._programs[dev_id] = backend.build(dev, self._source)
-            made = self._cl.Kernel(self._programs[dev_id], self.name)
-            ready = self._ready[dev_id] = self._prepared(made, dev)
-        kernel, most = ready
-        check_launch(self.name, grid, block, self._most_blocks, dev.max_items, most)
-        for i, param in enumerate(self.params):
-            if param.dtype is None:
-                args[i] = self._buffer(dev, args[i], i)
-            elif param.local:
-                args[i] = self._cl.LocalMemory(args[i])
-        sizes = (grid[0] * block[0], grid[1] * block[1], grid[2] * block[2])
-        with backend.told(dev):
-            event = kernel(backend.streams.get(dev_id, 0), sizes, block, *args)
-        if backend.timing is not None:
-            backend.timing.add(event)
-
-    def _buffer(self, dev: _Device, address: int, i: int) -> Any:
-        block, offset = self._backend.space.find(address)
-        if not offset:
-            return block.raw
-        if offset % dev.base_align:
-            raise KernelError(
-                f"{self.name}: argument {i} begins {offset} bytes into its memory; the device wants views to begin at "
-                f"multiples of {dev.base_align} bytes",
-                kernel=self.name,
-            )
-        if offset == block.nbytes:
-            raise KernelError(f"{self.name}: argument {i} is a view of no bytes at the end of its memory")
-        with self._backend.told(dev):
-            return block.raw.get_sub_region(offset, block.nbytes - offset, self._cl.mem_flags.READ_WRITE)
 
 
 def _text(error: BaseException) -> str:

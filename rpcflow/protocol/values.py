@@ -184,7 +184,8 @@ I64_MAX: Final = (1 << 63) - 1
 
 
 @lru_cache(maxsize=256)
-def _dtype(code: int, bits: int, lanes: int) -> DataType:
+def dtype_of(code: int, bits: int, lanes: int) -> DataType:
+    """The dtype, made once."""
     return DataType(code, bits, lanes)
 
 
@@ -377,7 +378,7 @@ def decode_tensor(buf: memoryview, pos: int, limits: Limits = DEFAULT_LIMITS) ->
         elements *= extent
     if elements > I64_MAX or elements * bits * lanes // 8 > I64_MAX:
         raise ProtocolError(f"a tensor with the shape {shape} is larger than any memory")
-    view = TensorView(data, Device(dev_type, dev_id), _dtype(code, bits, lanes), shape, fields[-1])
+    view = TensorView(data, Device(dev_type, dev_id), dtype_of(code, bits, lanes), shape, fields[-1])
     return view, pos + 32 + 8 * ndim
 
 
@@ -433,7 +434,7 @@ def decode_value(index: int, buf: memoryview, pos: int, limits: Limits = DEFAULT
         return Device(*_II.unpack_from(buf, pos)), pos + 8
     if index == TypeIndex.DTYPE:
         code, bits, lanes, _ = _DTYPE_BODY.unpack_from(buf, pos)
-        return _dtype(code, bits, lanes), pos + 8
+        return dtype_of(code, bits, lanes), pos + 8
     if index == TypeIndex.FUNCTION:
         return FunctionRef(U64.unpack_from(buf, pos)[0]), pos + 8
     if index == TypeIndex.MODULE:

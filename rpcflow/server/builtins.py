@@ -10,7 +10,7 @@ import numpy as np
 
 from rpcflow import registry
 from rpcflow.backends import BackendTable
-from rpcflow.backends.kernels import Location
+from rpcflow.backends.kernels import KernelModule, Location
 from rpcflow.errors import FunctionNotFoundError, RPCError
 from rpcflow.protocol.values import Device, FilePayload, TypeIndex
 from rpcflow.session.actions import Given
@@ -139,6 +139,8 @@ class Builtins:
 
     def module_get_function(self, module: Any, name: str, query_imports: bool = True) -> Given | None:
         """A function of a module, or None."""
+        if isinstance(module, KernelModule):
+            return Given(TypeIndex.FUNCTION, Kind.FUNCTION, module.get_function(str(name)))
         try:
             function = module.get_function(str(name), bool(query_imports))
         except AttributeError:
@@ -190,6 +192,7 @@ class Builtins:
                 preprocess,
                 lambda: backend.synchronize(dev_id, 0),
                 backend.timer(dev_id),
+                device,
             )
 
         return Given(TypeIndex.FUNCTION, Kind.FUNCTION, Builtin(f"time_evaluator({name})", measure))

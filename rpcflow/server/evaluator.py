@@ -16,6 +16,7 @@ import attrs
 
 from rpcflow.backends import Timer
 from rpcflow.backends.kernels import KernelFunction
+from rpcflow.protocol.values import Device
 
 _GROWTH: Final = 1.618
 
@@ -48,12 +49,13 @@ def evaluate(
     preprocess: Callable[..., Any] | None = None,
     synchronize: Callable[[], None] = lambda: None,
     timer: Timer | None = None,
+    device: Device | None = None,
 ) -> bytes:
     """Measure ``function(*args)``: one little-endian f64 for each repeat, seconds per run. ``timer``: the device's own,
-    where it has one."""
+    where it has one. ``device``: that both are for."""
     given = args
     if isinstance(function, KernelFunction):  # what it is given is checked once
-        function, args = function.ready(args), []
+        function, args = function.ready(args, device), []
     function(*args)
     synchronize()
     flush = bytearray(settings.cache_flush_bytes)

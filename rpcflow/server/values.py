@@ -11,7 +11,7 @@ from rpcflow.arrays import numpy_dtype
 from rpcflow.backends import BackendTable, Memory
 from rpcflow.backends.kernels import Location
 from rpcflow.protocol.dtype import DataType
-from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, TensorView, TypeIndex
+from rpcflow.protocol.values import Device, ObjectBytes, ObjectText, Pointer, TensorView, TypeIndex, dtype_of
 from rpcflow.session.actions import Given, GivenTensor
 from rpcflow.session.handles import Kind
 
@@ -92,7 +92,9 @@ class FfiBridge:
         if type(value) is not self._tensor and not isinstance(value, self._tensor):
             return None
         device = value.device
-        return Location(device.dlpack_device_type(), device.index, data_address(value))
+        kind = value.dtype
+        dtype = dtype_of(kind.type_code, kind.bits, kind.lanes)
+        return Location(device.dlpack_device_type(), device.index, data_address(value), dtype)
 
     def result(self, value: Any) -> Any:
         kind = type(value)
@@ -158,7 +160,9 @@ class PlainBridge:
         return bytes(value) if kind is ObjectBytes else value
 
     def locate(self, value: Any) -> Location | None:
-        return Location(*value.device, value.address) if type(value) is DLPackExporter else None
+        if type(value) is not DLPackExporter:
+            return None
+        return Location(*value.device, value.address, value.dtype)
 
     def result(self, value: Any) -> Any:
         if type(value) in _AS_IS or isinstance(value, Given | GivenTensor):
