@@ -149,7 +149,7 @@ class DeviceBackend(Backend):
     def allocate(self, device: Device, nbytes: int, alignment: int, dtype: DataType, scope: str | None) -> Memory:
         if scope not in (None, "", "global"):
             raise BackendError(
-                f"a {self.kind} device has no memory of the scope {scope!r} here, only 'global'", device=self.kind
+                f"{self.kind} devices have no memory of the scope {scope!r} here, only 'global'", device=self.kind
             )
         dev = self.device(device.dev_id)
         check_nbytes(self.kind, nbytes, self.drv_max_nbytes(dev))
@@ -244,8 +244,10 @@ class DeviceBackend(Backend):
     def free_stream(self, dev_id: int, stream: int) -> None:
         dev = self.device(dev_id)
         removed = self.streams.remove(dev_id, stream)
-        self.drv_wait(dev, removed)
-        self.drv_free_stream(dev, removed)
+        try:
+            self.drv_wait(dev, removed)
+        finally:
+            self.drv_free_stream(dev, removed)
 
     def set_stream(self, dev_id: int, stream: int) -> None:
         self.device(dev_id)

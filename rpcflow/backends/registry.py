@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from rpcflow.devices import DEVICE_TYPES, device_name
+from rpcflow.devices import DEVICE_TYPES, device_name, device_type
 from rpcflow.protocol.values import Device
 
 from .base import Backend, BackendError
@@ -63,12 +63,15 @@ class BackendTable:
         return (backend for backend in self.all() if suffix in backend.suffixes)
 
     def named(self, name: str) -> Backend:
-        """The backend of that name.
+        """The backend of that name, as those of kinds of devices (``"cl"`` and the like, too).
 
         Raises:
             BackendError: there is none.
         """
-        backend = self.find(DEVICE_TYPES.get(name, 0))
+        try:
+            backend = self.find(device_type(name))
+        except ValueError:
+            backend = None
         if backend is None:
             raise BackendError(f"this server has no backend {name!r}; it has {', '.join(backend_names())}")
         return backend

@@ -107,6 +107,7 @@ class Buffer:
     set: int
     binding: int
     name: str
+    element: DataType | None = None  # of the array that is all of it, where it is that
 
 
 @attrs.frozen
@@ -450,7 +451,21 @@ class _Reader:
                 f"ones are {_MAX_SET} and {_MAX_BINDING}",
                 kernel,
             )
-        return Buffer(descriptor_set, binding, name)
+        return Buffer(descriptor_set, binding, name, self.element(kind))
+
+    def element(self, block: Any) -> DataType | None:
+        """The scalars of the array that is all there is in a block; None where it is something else."""
+        if len(block.operands) != 1:
+            return None
+        kind: Any = self.types.get(block.operands[0])
+        for _ in range(2):  # an array, of vectors maybe
+            if kind is not None and kind.op in (_TYPE_RUNTIME_ARRAY, _TYPE_ARRAY, _TYPE_VECTOR):
+                kind = self.types.get(kind.operands[0])
+        if kind is None or kind.op not in (_TYPE_INT, _TYPE_FLOAT) or kind.operands[0] not in (8, 16, 32, 64):
+            return None
+        if kind.op == _TYPE_FLOAT:
+            return DataType(DTypeCode.FLOAT, kind.operands[0]) if len(kind.operands) == 1 else None
+        return DataType(DTypeCode.INT if kind.operands[1] else DTypeCode.UINT, kind.operands[0])
 
     def push_constants(self, kernel: str, type_id: int) -> tuple[PushConstant, ...]:
         kind = self.types[type_id]

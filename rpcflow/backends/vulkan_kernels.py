@@ -6,6 +6,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+import attrs
+
 from rpcflow.protocol.dtype import DTypeCode
 
 from .base import KernelError, KernelSource
@@ -208,7 +210,7 @@ class VulkanKernel:
 
     def _parameters(self) -> tuple[Param, ...]:
         point = self._point
-        found = [Param(None, buffer.name) for buffer in point.buffers]
+        found = [Param(None, buffer.name, element=buffer.element) for buffer in point.buffers]
         found += [scalar(self.name, constant.dtype, constant.name) for constant in point.push]
         given = self._source.signature.get(self.name)
         if given is None and self.name == "main":
@@ -227,7 +229,7 @@ class VulkanKernel:
                     "first come the buffers in order of set and binding, then the push constants in order of offset",
                     kernel=self.name,
                 )
-        return tuple(Param(ours.dtype, own.name) for ours, own in zip(params, found, strict=True))
+        return tuple(attrs.evolve(ours, name=own.name) for ours, own in zip(params, found, strict=True))
 
     def _packing(self) -> tuple[struct.Struct, int]:
         """How push constants are laid out, and bytes that they take."""

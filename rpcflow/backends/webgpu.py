@@ -2,8 +2,11 @@
 """WebGPU devices, by the package ``wgpu``, which drives them through Vulkan, Metal or Direct3D 12. Kernels are WGSL
 (``.wgsl``), or SPIR-V (``.spv``) of the kind that Vulkan takes."""
 
+import contextlib
+import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -26,6 +29,22 @@ _INTERFACES: Final = ("Vulkan", "Metal", "D3D12")
 _TYPES: Final = ("DiscreteGPU", "IntegratedGPU", "Unknown", "CPU")
 """Types of device in the order in which they are numbered."""
 _TIMER_NBYTES: Final = 16
+_RUNTIME_FOLDER: Final = "XDG_RUNTIME_DIR"
+
+
+@contextlib.contextmanager
+def _runtime_folder() -> Iterator[None]:
+    """The library looks for displays, and says on standard error that it finds no folder to look in. Who is not logged
+    in has none: it gets an empty one."""
+    if _RUNTIME_FOLDER in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="rpcflow-webgpu-") as folder:
+        os.environ[_RUNTIME_FOLDER] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(_RUNTIME_FOLDER, None)
 
 
 class WebGPUBackend(DeviceBackend):
@@ -45,7 +64,8 @@ class WebGPUBackend(DeviceBackend):
             raise BackendError(f"wgpu cannot be imported ({error}): {_INSTALL}") from error
         self._wgpu = wgpu
         try:
-            adapters = wgpu.gpu.enumerate_adapters_sync()
+            with _runtime_folder():
+                adapters = wgpu.gpu.enumerate_adapters_sync()
         except (OSError, RuntimeError, wgpu.GPUError) as error:
             raise BackendError(f"wgpu finds no devices ({error}): {_DRIVER}") from error
         found = choose([adapter.info for adapter in adapters])

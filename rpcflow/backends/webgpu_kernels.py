@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kernels of WebGPU devices."""
 
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from .base import KernelError, KernelSource
 from .kernels import TENSOR, Param, check_launch, parse_params, scalar
 from .webgpu_memory import Buffer, Device, one_line, words
 from .wgsl import EntryPoint, Resource, reflect
+from .wgsl_constants import check_nesting
 
 if TYPE_CHECKING:
     from .webgpu import WebGPUBackend
@@ -48,6 +50,10 @@ def load(backend: "WebGPUBackend", source: KernelSource) -> dict[str, "WebGPUKer
     else:
         if "\0" in source.text:
             raise KernelError(f"{source.name} is no source: it holds a zero byte")  # where the compiler would stop
+        try:
+            check_nesting(source.text)
+        except KernelError as error:
+            raise KernelError(f"{source.name} does not compile: {error}") from None
         program.module(backend.device(0))  # what does not compile shall be told in the compiler's words
         try:
             entries = reflect(source.text, constants)
@@ -66,7 +72,10 @@ def _constants(source: KernelSource) -> dict[str, float]:
         try:
             if match is None:
                 raise ValueError
-            found[match[1]] = float(match[2]) if not match[2].lstrip("+-").isdecimal() else int(match[2])
+            number = float(match[2])
+            if math.isinf(number):
+                raise ValueError
+            found[match[1]] = int(match[2]) if match[2].lstrip("+-").isdecimal() else number
         except ValueError:
             raise KernelError(
                 f"{source.name}: the option {option!r} is not understood; 'NAME=NUMBER' sets what the source declares "
@@ -151,7 +160,7 @@ class WebGPUKernel:
         for resource in entry.resources:
             if not resource.uniform:
                 self._tensors.append(len(params))
-                params.append(attrs.evolve(TENSOR, name=resource.name))
+                params.append(attrs.evolve(TENSOR, name=resource.name, element=resource.element))
                 continue
             places = []
             for member in resource.scalars:

@@ -6,10 +6,13 @@ as a launch needs them (the grammar and the layout of uniform buffers are those 
 "Textual Structure" and "Memory Layout"), and which resources an entry point uses, itself or by what it calls.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import attrs
+
+from rpcflow.protocol.dtype import DataType
 
 from .base import KernelError
 from .wgsl_constants import Constants, split, tokenize
@@ -25,6 +28,9 @@ _SCALARS: Final = {
 }
 """Scalar types that a uniform buffer may hold, with their sizes, which are their alignments; those of 64 bits are
 naga's own."""
+_WRAPPERS: Final = ("vec2", "vec3", "vec4", "atomic")
+_VECTOR: Final = re.compile("vec[234]([fiuh])")
+_SUFFIXES: Final = {"f": "f32", "i": "i32", "u": "u32", "h": "f16"}
 _ALIASES: Final = 32
 """Steps from an alias to what it stands for."""
 _MOST_NBYTES: Final = 1 << 16
@@ -53,6 +59,7 @@ class Resource:
     writable: bool = False
     nbytes: int = 0
     scalars: tuple[Scalar, ...] = ()
+    element: DataType | None = None  # of the array that a storage buffer is, where it is one
 
 
 @attrs.frozen
@@ -285,7 +292,8 @@ class _Module:
         if not 0 <= group < 1 << 8 or not 0 <= binding < 1 << 16:
             raise KernelError(f"{name!r} has no group and binding that could be: {group}, {binding}", kernel=entry)
         if space == "storage":
-            return Resource(name, group, binding, False, "read_write" in access or "write" in access)
+            writable = "read_write" in access or "write" in access
+            return Resource(name, group, binding, False, writable, element=self._element(variable.type))
         nbytes, scalars = self._uniform(entry, name, variable.type)
         return Resource(name, group, binding, True, False, nbytes, scalars)
 
@@ -319,6 +327,23 @@ class _Module:
         if not scalars:
             raise KernelError(f"the structure {kind!r} has no members", kernel=entry)
         return -(-offset // max(most, 16)) * max(most, 16), tuple(scalars)
+
+    def _element(self, written: list[str]) -> DataType | None:
+        """The scalars of an array; None where it is none, or one of something else."""
+        for _ in range(_ALIASES):
+            if len(written) != 1 or written[0] not in self._aliases:
+                break
+            written = self._aliases[written[0]]
+        if written[:2] != ["array", "<"]:
+            return None
+        inner = split(written[2:-1], ",", templates=True)[:1]
+        kind = inner[0] if inner else []
+        if len(kind) > 3 and kind[0] in _WRAPPERS and kind[1] == "<":
+            kind = kind[2:-1]
+        name = self._resolved(kind)
+        match = _VECTOR.fullmatch(name)
+        name = _SUFFIXES[match[1]] if match else name
+        return DataType.parse(_SCALARS[name][0]) if name in _SCALARS else None
 
     def _resolved(self, kind: list[str]) -> str:
         """The name of a type, behind aliases; empty where it has more than a name."""

@@ -18,6 +18,10 @@ _OPERATORS: Final = ("|", "^", "&", "<<", "+", "*")
 _LEVELS: Final = {"|": 0, "^": 1, "&": 2, "<<": 3, ">>": 3, "+": 4, "-": 4, "*": 5, "/": 5, "%": 5}
 
 
+_MOST_NESTED: Final = 256
+_MOST_OPERATORS: Final = 2000
+
+
 def tokenize(text: str) -> list[str]:
     """Names, numbers and single characters; comments, which may be nested, are left out.
 
@@ -49,6 +53,29 @@ def tokenize(text: str) -> list[str]:
         raise KernelError("a comment does not end")
     pieces.append(text[kept:])
     return _TOKEN.findall(" ".join(pieces))
+
+
+def check_nesting(text: str) -> None:
+    """Refuse a source that is nested more deeply, or has longer expressions, than a compiler that recurses for each
+    step can stand: naga ends the process.
+
+    Raises:
+        KernelError: it is, or no WGSL.
+    """
+    depth = operators = 0
+    for token in tokenize(text):
+        if token in ("(", "[", "{"):
+            depth += 1
+            if depth > _MOST_NESTED:
+                raise KernelError(f"brackets are nested more than {_MOST_NESTED} deep")
+        elif token in (")", "]", "}"):
+            depth -= 1
+        if token in (",", ";", "{", "}"):
+            operators = 0
+        elif not (token[0].isalnum() or token[0] in "_."):
+            operators += 1
+            if operators > _MOST_OPERATORS:
+                raise KernelError(f"an expression or type has more than {_MOST_OPERATORS} operators and brackets")
 
 
 def split(tokens: list[str], separators: str, templates: bool = False) -> list[list[str]]:

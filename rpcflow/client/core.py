@@ -145,7 +145,8 @@ class SessionCore:
             return self._argument(i, arg.item()) if type(arg.item()) not in _AS_THEY_ARE else arg.item()
         if isinstance(arg, type):
             return data_type(arg)
-        raise TypeError(f"argument {i}: a {type(arg).__name__} does not travel over RPC")
+        hint = "; device.tensor() makes a tensor of it" if isinstance(arg, list | tuple | np.ndarray) else ""
+        raise TypeError(f"argument {i}: a {type(arg).__name__} does not travel over RPC{hint}")
 
     # ---- operations that others are made of
 

@@ -3,7 +3,7 @@
 
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 Extents = int | Sequence[int]
 """One to three extents, x first."""
@@ -23,8 +23,11 @@ def launch_arguments(grid: Extents | None, block: Extents | None) -> tuple[int, 
 
 
 def _three(what: str, extents: Extents) -> tuple[int, ...]:
-    given = (extents,) if hasattr(extents, "__index__") else tuple(extents)  # NumPy's ints as well
-    made = tuple(operator.index(extent) for extent in given)
+    given = tuple(extents) if isinstance(extents, Iterable) else (extents,)
+    try:
+        made = tuple(operator.index(extent) for extent in given)
+    except TypeError:
+        raise TypeError(f"{what}={extents!r}: extents are ints (n // 64, not n / 64)") from None
     if not 1 <= len(made) <= 3:
         raise ValueError(f"{what} has one to three extents, not {len(made)}")
     if min(made) < 1:
@@ -44,6 +47,10 @@ def loading_arguments(
         raise TypeError(f"a backend is named by a text, not {backend!r}")
     if isinstance(options, str) or not all(isinstance(option, str) for option in options):
         raise TypeError(f"options are a list of texts, not {options!r}")
+    if signature is not None and not isinstance(signature, Mapping):
+        raise TypeError(
+            f"a signature names the types for each kernel, {{'vadd': 'float32*, int32'}}, not {signature!r}"
+        )
     types = {} if signature is None else {name: _types(name, kinds) for name, kinds in signature.items()}
     if backend is None and not types and not options:
         return []

@@ -175,6 +175,8 @@ def upload(core: SessionCore, data: Any, target: str | None) -> Operation[None]:
 def _source(data: Any, target: str | None) -> tuple[str, memoryview, mmap.mmap | None]:
     if isinstance(data, str | os.PathLike):
         path = os.fspath(data)
+        if "\n" in str(path):
+            raise ValueError("upload takes a path, or bytes: text that is no path is uploaded as text.encode()")
         name = target if target is not None else os.path.basename(path)
         with open(path, "rb") as file:
             view, mapped = _contents(file)

@@ -67,7 +67,7 @@ class Builtins:
         self._backends = backends
         self._convert = convert
         self._files_by_handle = files_by_handle
-        self._modules = ModuleLoader(os.path.join(folder.path, PREFIX + "modules"), backends)
+        self._modules = ModuleLoader(os.path.join(folder.path, PREFIX + "modules"), backends, guard)
         functions: dict[str, Callable[..., Any]] = {
             "tvm.rpc.server.GetCRTMaxPacketSize": lambda: _UNLIMITED,
             "tvm.rpc.server.upload": self.upload,

@@ -6,6 +6,7 @@ version 1 DLManagedTensorVersioned in one named "dltensor_versioned". NumPy take
 """
 
 import ctypes
+import sys
 from typing import Any, Final
 
 from rpcflow.protocol.dtype import DataType
@@ -58,28 +59,37 @@ def _forget(managed: int) -> None:
 
 _release: Final = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_forget)
 _release_address: Final = ctypes.cast(_release, ctypes.c_void_p).value
-_Destructor: Final = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 _new_capsule: Final = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
-_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, _Destructor)
-_is_valid: Final = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
-_raw_pointer: Final = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-def _dropped(capsule: int) -> None:
-    for name in (_UNVERSIONED, _VERSIONED):
-        if _is_valid(capsule, name):  # nobody took what is in it; who does renames it
-            _forget(_raw_pointer(capsule, name))
-
-
-_drop: Final = _Destructor(_dropped)
+_new_capsule.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_is_valid: Final = ctypes.pythonapi.PyCapsule_IsValid
+_is_valid.restype = ctypes.c_int
+_is_valid.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _capsule_pointer: Final = ctypes.pythonapi.PyCapsule_GetPointer
 _capsule_pointer.restype = ctypes.c_void_p
 _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
+
+
+# Capsules given out of which we do not know yet whether they were taken. A destructor would tell, but it would have to
+# be C code: it is called while the error is on its way for which a capsule was not taken, and Python code loses that.
+_given: Final[list[tuple[Any, bytes, int]]] = []
+_OURS: Final = 3
+"""References to a capsule that is in the list alone, as seen from the loop below."""
+
+
+def _sweep() -> None:
+    """Let go of what was in capsules that are gone."""
+    for _ in range(len(_given)):
+        try:
+            item = _given.pop()
+        except IndexError:  # another thread has been here
+            return
+        capsule, name, managed = item
+        if _is_valid(capsule, name):  # who takes what is in it renames it
+            if sys.getrefcount(capsule) > _OURS:
+                _given.insert(0, item)
+            else:
+                _forget(managed)
 
 
 class DLPackExporter:
@@ -115,7 +125,12 @@ class DLPackExporter:
         managed.deleter = _release_address
         address = ctypes.addressof(managed)
         _held[address] = (managed, shape, strides, self.owner)
-        return _new_capsule(address, _VERSIONED if versioned else _UNVERSIONED, _drop)
+        name = _VERSIONED if versioned else _UNVERSIONED
+        capsule = _new_capsule(address, name, None)
+        if _given:
+            _sweep()
+        _given.append((capsule, name, address))
+        return capsule
 
 
 def data_address(tensor: Any) -> int:

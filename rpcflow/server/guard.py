@@ -6,10 +6,12 @@ worker's rights, and a function that is allowed does what it does. It is best to
 functions come with each library; the tables here close the ways around a grant that leave names out.
 """
 
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Final
 
-from rpcflow.devices import device_name
+from rpcflow.backends import Backend
+from rpcflow.devices import DEVICE_TYPES, Attribute, device_name
 from rpcflow.errors import PermissionDeniedError
 from rpcflow.protocol.values import Device
 from rpcflow.security.grant import Grant, matches
@@ -123,6 +125,20 @@ class Guard:
     def allows_device(self, device: Device) -> bool:
         """Whether a device may be used."""
         return matches(self._grant.devices, _device(device))
+
+    def device_of(self, backend: Backend) -> Callable[[int], None]:
+        """What looks whether a device of a backend may be used, by its number. At least one must be."""
+        dev_type = DEVICE_TYPES[backend.kind]
+
+        def check(dev_id: int) -> None:
+            self.device(Device(dev_type, dev_id))
+
+        number = 0
+        while not self.allows_device(Device(dev_type, number)):
+            number += 1
+            if not backend.attribute(number, Attribute.exist):
+                check(0)  # it is one of those that are not
+        return check
 
     def write(self) -> None:
         """A file is to be written."""

@@ -19,7 +19,8 @@ _MOST_DEVICES: Final = 16
 _COMPILERS: Final = ("c++", "g++", "clang++")
 _PACKAGES: Final = {
     "apache-tvm-ffi": "a server needs it to load modules, and a host to compile with: pip install 'rpcflow[server]'",
-    "apache-tvm": "only modules that TVM compiled need it, or its runtime library (--load-library)",
+    "apache-tvm": "modules that TVM compiled with parallel loops, workspaces or code for cuda need it, or its runtime "
+    "library (--load-library)",
     "wsproto": "ws:// and the web port of a proxy need it: pip install 'rpcflow[web]'",
 }
 

@@ -9,8 +9,6 @@ from typing import Any
 from rpcflow.backends import Backend, BackendError, BackendTable
 from rpcflow.backends.base import KernelError, KernelSource
 from rpcflow.backends.kernels import KernelModule, Location
-from rpcflow.devices import DEVICE_TYPES, Attribute
-from rpcflow.protocol.values import Device
 
 from .guard import Guard
 from .linking import LINKABLE, LOADABLE, LinkError
@@ -52,27 +50,18 @@ class KernelLoader:
             KernelError: it does not compile.
         """
         name = os.path.basename(path)
-        suffix = os.path.splitext(name)[1].lower()
+        suffix = f".{name.rpartition('.')[2].lower()}"
         chosen = self._named(backend, name, suffix) if backend else self._first(name, suffix)
-        check = None if self._guard is None else self._checked(self._guard, chosen)
+        check = None if self._guard is None else self._guard.device_of(chosen)
         with open(path, "rb") as file:
             data = file.read()
         source = KernelSource(name, suffix, data, _signature(signature), _options(options))
-        return KernelModule(name, chosen, chosen.load(source), self._locate, check)
-
-    def _checked(self, guard: Guard, backend: Backend) -> Callable[[int], None]:
-        """What looks whether a device of a backend may be used; at least one must be."""
-        dev_type = DEVICE_TYPES[backend.kind]
-
-        def check(dev_id: int) -> None:
-            guard.device(Device(dev_type, dev_id))
-
-        number = 0
-        while not guard.allows_device(Device(dev_type, number)):
-            number += 1
-            if not backend.attribute(number, Attribute.exist):
-                check(0)  # it is one of those that are not
-        return check
+        kernels = chosen.load(source)
+        for kernel in source.signature:
+            if kernel not in kernels:
+                known = ", ".join(kernels)
+                raise KernelError(f"there is a signature for {kernel!r}, and {name!r} has {known}", kernel=kernel)
+        return KernelModule(name, chosen, kernels, self._locate, check)
 
     def _named(self, backend: str, name: str, suffix: str) -> Backend:
         chosen = self._backends.named(backend)
@@ -111,6 +100,8 @@ def _signature(text: str) -> dict[str, list[str]]:
         raise KernelError("a signature names for each kernel the types of its parameters")
     made: dict[str, list[str]] = {}
     for name, types in found.items():
+        if isinstance(types, str):
+            types = types.split(",") if types.strip() else []
         if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
             raise KernelError(f"the signature of {name!r} is no list of types")
         made[name] = types

@@ -3,6 +3,7 @@
 
 import shutil
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,13 +25,15 @@ class LocalChannel:
         self._answers: deque[memoryview] = deque()
         self._open = True
         self._busy = False
+        self._lock = threading.RLock()  # devices are used by one thread at a time
 
     def send(self, parts: Sequence[Part], deadline: float | None = None) -> None:
         if not self._open:
             raise ConnectionLostError("the connection is closed")
         self._busy = True
         try:
-            self._take(parts)
+            with self._lock:
+                self._take(parts)
         finally:
             self._busy = False
             closed = self._was_closed()
@@ -94,7 +97,8 @@ class LocalChannel:
         """
         if not self._open:
             raise ConnectionLostError("the connection is closed")
-        return self._executor.share(view)
+        with self._lock:
+            return self._executor.share(view)
 
     def close(self) -> None:
         if self._open:

@@ -12,6 +12,7 @@ from rpcflow import registry
 from rpcflow.backends import BackendTable
 from rpcflow.errors import RPCError
 
+from .guard import Guard
 from .tvm_kernels import TvmLoaders
 
 _RUNTIME_SYMBOL: Final = b"TVMBackend"
@@ -44,11 +45,12 @@ class ModuleLoader:
     Args:
         folder: for copies; made when the first is.
         backends: run what modules have of device code.
+        guard: keeps to the session's grant; None where everything is granted.
     """
 
-    def __init__(self, folder: str, backends: BackendTable) -> None:
+    def __init__(self, folder: str, backends: BackendTable, guard: Guard | None = None) -> None:
         self._folder = folder
-        self._loaders = TvmLoaders(backends)
+        self._loaders = TvmLoaders(backends, guard)
         self._has_context = False
         self._loaded: dict[str, tuple[int, int, int]] = {}
 

@@ -28,6 +28,8 @@ from rpcflow.backends.kernels import KernelFunction, Location
 from rpcflow.devices import DEVICE_TYPES
 from rpcflow.protocol.dtype import DataType, DTypeCode
 
+from .guard import Guard
+
 KINDS: Final = {"opencl": ".cl", "webgpu": ".wgsl"}
 """Kinds of device whose code TVM writes as source, and the suffix of that."""
 _SET_DEVICE: Final = "__tvm_set_device"
@@ -118,10 +120,12 @@ class TvmLoaders:
 
     Args:
         backends: the session's.
+        guard: keeps to the session's grant; None where everything is granted.
     """
 
-    def __init__(self, backends: BackendTable) -> None:
+    def __init__(self, backends: BackendTable, guard: Guard | None = None) -> None:
         self._backends = backends
+        self._guard = guard
         self.error: Exception | None = None
         """What a loader has raised; of its kind little is left on the way through tvm-ffi."""
 
@@ -145,24 +149,27 @@ class TvmLoaders:
         why = backend.absence()
         if why is not None:
             raise KernelError(f"the module has device code for {kind}, of which there is no device here: {why}")
+        check = None if self._guard is None else self._guard.device_of(backend)
         kernels: dict[str, Any] = {}
         for name, text in sources.items():
             file = f"the module's {name or 'device code'}{KINDS[kind]}"
             kernels.update(backend.load(KernelSource(file, KINDS[kind], text.encode())))
-        offered: dict[str, Callable[..., Any]] = {_SET_DEVICE: _device_setter(backend)}
+        offered: dict[str, Callable[..., Any]] = {_SET_DEVICE: _device_setter(backend, check)}
         for name, info in functions.items():
             kernel = kernels.get(info.name)
             if kernel is None:
                 raise KernelError(f"the module's device code lacks the kernel {info.name!r}", kernel=info.name)
-            offered[name] = _launcher(backend, kernel, info)
+            offered[name] = _launcher(backend, kernel, info, check)
         return _module(offered)
 
 
-def _device_setter(backend: Backend) -> Callable[[int, int], None]:
+def _device_setter(backend: Backend, check: Callable[[int], None] | None) -> Callable[[int, int], None]:
     dev_type = DEVICE_TYPES[backend.kind]
 
     def set_device(kind: int, dev_id: int) -> None:
         if kind == dev_type:
+            if check is not None:
+                check(dev_id)
             backend.set_device(dev_id)
         elif (other := registry.find(_SET_DEVICE)) is not None:
             other(kind, dev_id)
@@ -174,7 +181,9 @@ class _Address(int):
     """A pointer among numbers."""
 
 
-def _launcher(backend: Backend, kernel: Any, info: FunctionInfo) -> Callable[..., None]:
+def _launcher(
+    backend: Backend, kernel: Any, info: FunctionInfo, check: Callable[[int], None] | None
+) -> Callable[..., None]:
     """Launches as TVM's compiled host functions ask for it: pointers and scalars, then extents as tagged."""
     dev_type = DEVICE_TYPES[backend.kind]
     find = backend.space.find  # type: ignore[attr-defined]  # both kinds have addresses of ours
@@ -193,7 +202,7 @@ def _launcher(backend: Backend, kernel: Any, info: FunctionInfo) -> Callable[...
     def locate(value: Any) -> Location | None:
         return Location(dev_type, find(value)[0].dev_id, value) if type(value) is _Address else None
 
-    function = KernelFunction(backend, kernel, locate)
+    function = KernelFunction(backend, kernel, locate, check)
 
     def launch(*args: Any) -> None:
         if len(args) != own + len(places):

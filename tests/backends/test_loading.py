@@ -50,16 +50,19 @@ def test_names_that_are_none(session: sync.RPCSession) -> None:
     session.upload(b"x", "k.cl")
     refused(session, "k.cl", "no backend 'nonsense'", backend="nonsense")
     refused(session, "k.cl", "'cpu' does not load 'k.cl'", backend="cpu")
+    session.upload(prepared("opencl").files["vadd"][1], "v.cl")
+    session.load_module("v.cl", backend="cl")["vadd"]
     refused(session, "k.cl", r"'vulkan' does not load 'k.cl': it takes \.spv", backend="vulkan")
 
 
 def test_suffixes(session: sync.RPCSession) -> None:
-    for name in ("k.txt", "k", ".cl", "k.cl.gz"):
+    for name in ("k.txt", "k", "cl", "k.cl.gz"):
         session.upload(b"x", name)
         refused(session, name, "known suffixes: .*so.*cl.*spv.*wgsl")
     refused(session, "missing.cl", "missing.cl")
-    session.upload(prepared("opencl").files["vadd"][1], "UPPER.CL")
-    session.load_module("UPPER.CL")["vadd"]
+    for name in ("UPPER.CL", ".cl", "two.dots.cl"):
+        session.upload(prepared("opencl").files["vadd"][1], name)
+        session.load_module(name)["vadd"]
 
 
 def test_options(session: sync.RPCSession) -> None:
@@ -122,11 +125,13 @@ def test_launch_arguments() -> None:
     assert launch_arguments(5, None) == (5, 1, 1, 0, 0, 0)
     assert launch_arguments((1, 2), (3,)) == (1, 2, 1, 3, 1, 1)
     assert launch_arguments(np.int64(4), [np.int32(2), 3, 4]) == (4, 1, 1, 2, 3, 4)
+    assert launch_arguments(np.array([4, 2]), np.array([8])) == (4, 2, 1, 8, 1, 1)
     for bad in ((), (1, 2, 3, 4), 0, (1, 0), -1):
         with pytest.raises(ValueError, match="extents"):
             launch_arguments(bad, 1)
-    with pytest.raises(TypeError):
-        launch_arguments(1.5, 1)  # type: ignore[arg-type]
+    for wrong in (1.5, "16", (1, 2.0), None):
+        with pytest.raises(TypeError, match="grid"):
+            launch_arguments(wrong, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="grid"):
         launch_arguments(None, 64)
 
@@ -140,6 +145,8 @@ def test_loading_arguments() -> None:
         "",
     ]
     assert loading_arguments(None, None, ["-O3"]) == ["", "", '["-O3"]']
+    with pytest.raises(TypeError, match="for each kernel"):
+        loading_arguments(None, "float32*", ())  # type: ignore[arg-type]
     for bad in ((3, None, ()), (None, {"f": [1]}, ()), (None, None, "-O3"), (None, None, [3])):
         with pytest.raises(TypeError):
             loading_arguments(*bad)  # type: ignore[arg-type]

@@ -14,6 +14,8 @@ from rpcflow.backends.base import KernelError
 from rpcflow.backends.spirv import Buffer, Module, PushConstant, parse
 from rpcflow.protocol.dtype import DataType
 
+U32 = DataType.parse("uint32")
+
 
 def text(value: str) -> list[int]:
     data = value.encode() + b"\0"
@@ -127,13 +129,16 @@ def test_each_kernel_takes_what_it_uses() -> None:
     assert module.version == (1, 3)
     assert module.capabilities == {1}
     fill, copy = module.entry_points
-    assert (fill.name, fill.block, fill.buffers) == ("fill", (8, 2, 1), (Buffer(0, 3, "a"),))
+    assert (fill.name, fill.block, fill.buffers) == ("fill", (8, 2, 1), (Buffer(0, 3, "a", U32),))
     assert fill.push == (
         PushConstant(0, DataType.parse("int32"), "start"),
         PushConstant(4, DataType.parse("uint32"), "n"),
     )
     assert (copy.name, copy.block, copy.push) == ("copy", (4, 1, 1), ())
-    assert copy.buffers == (Buffer(0, 1, "data"), Buffer(0, 3, "a"))  # in order of binding; unnamed ones by what is in
+    assert copy.buffers == (
+        Buffer(0, 1, "data", U32),
+        Buffer(0, 3, "a", U32),
+    )  # in order of binding; unnamed ones by what is in
 
 
 def test_the_interface_says_it_all() -> None:
@@ -144,7 +149,7 @@ def test_the_interface_says_it_all() -> None:
 
 def test_old_storage_buffers() -> None:
     fill, _ = read(two_kernels(storage=2, block=3)).entry_points
-    assert fill.buffers == (Buffer(0, 3, "a"),)
+    assert fill.buffers == (Buffer(0, 3, "a", U32),)
     with pytest.raises(KernelError, match=r"'fill' takes 'a', a uniform buffer, which cannot be passed"):
         read(two_kernels(storage=2))
 

@@ -239,8 +239,8 @@ def test_several_kernels_in_a_file(backend: VulkanBackend) -> None:
     assert list(kernels) == ["fill", "copy"]
     a, b = put(backend, np.zeros(4, "uint32")), put(backend, np.zeros(4, "uint32"))
     fill, copy = kernels["fill"], kernels["copy"]
-    assert [str(param) for param in fill.params] == ["a: tensor", "start: int32", "n: uint32"]
-    assert [str(param) for param in copy.params] == ["data: tensor", "a: tensor"]
+    assert [str(param) for param in fill.params] == ["a: uint32*", "start: int32", "n: uint32"]
+    assert [str(param) for param in copy.params] == ["data: uint32*", "a: uint32*"]
     assert fill.block == (8, 2, 1)
     fill.launch(0, [a.address, -1, 7], (1, 1, 1), (8, 2, 1))
     copy.launch(0, [b.address, a.address], (1, 1, 1), (4, 1, 1))

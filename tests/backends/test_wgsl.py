@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rpcflow.backends.base import KernelError
 from rpcflow.backends.wgsl import EntryPoint, Resource, Scalar, reflect
 from rpcflow.backends.wgsl_constants import tokenize
+from rpcflow.protocol.dtype import DataType
 
 BUFFERS = """
 @group(0) @binding(0) var<storage, read> a: array<f32>;
@@ -42,9 +43,9 @@ def test_an_entry_point() -> None:
         "main",
         (8, 4, 1),
         (
-            Resource("a", 0, 0, False),
-            Resource("b", 0, 1, False),
-            Resource("c", 0, 2, False, writable=True),
+            Resource("a", 0, 0, False, element=DataType.parse("float32")),
+            Resource("b", 0, 1, False, element=DataType.parse("float32")),
+            Resource("c", 0, 2, False, writable=True, element=DataType.parse("uint32")),
             Resource("n", 1, 0, True, False, 16, (Scalar("n", "uint32", 0),)),
         ),
     )

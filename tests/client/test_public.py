@@ -83,7 +83,7 @@ def signature(function: Any) -> str:
                 (f"{session}.download", "(self, path)"),
                 (f"{session}.remove", "(self, path)"),
                 (f"{session}.listdir", "(self, path)"),
-                (f"{session}.load_module", "(self, path)"),
+                (f"{session}.load_module", "(self, path, *, backend=None, signature=None, options=())"),
                 (f"{session}.download_linked_module", "(self, path)"),
                 *((f"{session}.{maker}", "(self, dev_id=0)") for maker in MAKERS),
                 ("Device.tensor", "(self, array)"),
