@@ -63,13 +63,20 @@ def check_nesting(text: str) -> None:
         KernelError: it is, or no WGSL.
     """
     depth = operators = 0
+    chains = [0] * (_MOST_NESTED + 2)  # of "else if", by depth
+    before = ""
     for token in tokenize(text):
+        if before == "}" or token == "else":
+            chains[depth] = chains[depth] + 1 if token == "else" else 0
+            if chains[depth] > _MOST_NESTED:
+                raise KernelError(f"more than {_MOST_NESTED} branches follow each other by 'else'")
+        before = token
         if token in ("(", "[", "{"):
             depth += 1
             if depth > _MOST_NESTED:
                 raise KernelError(f"brackets are nested more than {_MOST_NESTED} deep")
         elif token in (")", "]", "}"):
-            depth -= 1
+            depth = max(depth - 1, 0)
         if token in (",", ";", "{", "}"):
             operators = 0
         elif not (token[0].isalnum() or token[0] in "_."):

@@ -50,17 +50,19 @@ class KernelLoader:
             KernelError: it does not compile.
         """
         name = os.path.basename(path)
-        suffix = f".{name.rpartition('.')[2].lower()}"
+        suffix = name[name.rfind(".") :].lower() if "." in name else ""
         chosen = self._named(backend, name, suffix) if backend else self._first(name, suffix)
         check = None if self._guard is None else self._guard.device_of(chosen)
         with open(path, "rb") as file:
             data = file.read()
         source = KernelSource(name, suffix, data, _signature(signature), _options(options))
         kernels = chosen.load(source)
+        known = list(kernels)  # looking one up may make it
         for kernel in source.signature:
-            if kernel not in kernels:
-                known = ", ".join(kernels)
-                raise KernelError(f"there is a signature for {kernel!r}, and {name!r} has {known}", kernel=kernel)
+            if kernel not in known:
+                raise KernelError(
+                    f"there is a signature for {kernel!r}, and {name!r} has {', '.join(known)}", kernel=kernel
+                )
         return KernelModule(name, chosen, kernels, self._locate, check)
 
     def _named(self, backend: str, name: str, suffix: str) -> Backend:

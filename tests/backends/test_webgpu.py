@@ -378,3 +378,25 @@ def test_the_words_of_errors() -> None:
     assert words(Exception(text)) == "Shader '' parsing error: x\n  | y"
     assert words(Exception("")) == ""
     assert words(Exception("In wgpuQueueSubmit")) == "In wgpuQueueSubmit"
+
+
+C = "@group(0) @binding(0) var<storage, read_write> c: array<f32>;\n@compute @workgroup_size(1) fn f() {"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c[0] = " + "(" * 3000 + "3.0" + ")" * 3000 + ";",
+        "c[0] = " + "- " * 50000 + "3.0;",
+        "c[0] = 1.0" + " + c[1]" * 20000 + ";",
+        "var x: " + "array<" * 5000 + "f32" + ",1>" * 5000 + ";",
+        "{" * 5000 + "}" * 5000,
+        "if (c[0] > 1) { " * 3000 + "}" * 3000,
+        "if (c[0] > 1) { c[0] = 1; }" + " else if (c[0] > 1) { c[0] = 1; }" * 20000,
+    ],
+    ids=["parentheses", "signs", "sum", "type", "braces", "ifs", "else ifs"],
+)
+def test_what_a_compiler_that_recurses_cannot_stand(session: sync.RPCSession, body: str) -> None:
+    with pytest.raises(RemoteError, match="KernelError"):
+        loaded(session, C + body + "}")
+    loaded(session, C + "c[0] = 1.0" + " + c[1]" * 500 + ";}")["f"]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rpcflow import sync
+from rpcflow.errors import PermissionDeniedError, RemoteError
 from tests.backends.rigs import prepared
 from tests.once import once
 
@@ -224,3 +226,32 @@ def test_cuda_by_the_runtime(device_kernels: Path) -> None:
     if done.stdout != "right\n":
         assert "device code for cuda" in done.stdout
         assert "cannot be loaded: lib" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["opencl", "webgpu"])
+def test_a_device_that_a_policy_denies(device_kernels: Path, tmp_path: Path, kind: str) -> None:
+    prepared(kind)
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[policy.all]\ndevices = ["cpu:*"]\n[anonymous]\npolicy = "all"\n')
+    with sync.Server("127.0.0.1", 0, silent=True, policy=policy) as server:
+        with sync.connect("127.0.0.1", server.port) as session:
+            session.upload(str(device_kernels / f"vadd-{kind}.so"))
+            with pytest.raises(PermissionDeniedError, match=f"{kind}:0"):
+                session.load_module(f"vadd-{kind}.so")
+            assert session.cpu().tensor(np.ones(3)).numpy().sum() == 3
+
+
+def test_setting_a_device_that_a_policy_denies(device_kernels: Path, tmp_path: Path) -> None:
+    prepared("opencl")
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[policy.all]\ndevices = ["opencl:0"]\n[anonymous]\npolicy = "all"\n')
+    with sync.Server("127.0.0.1", 0, silent=True, policy=policy) as server:
+        with sync.connect("127.0.0.1", server.port) as session:
+            session.upload(str(device_kernels / "vadd-opencl.so"))
+            module = session.load_module("vadd-opencl.so")
+            x, z = session.cl().tensor(np.ones(1024, "float32")), session.cl().empty(1024)
+            module["vadd"](x, x, z)
+            assert z.numpy().sum() == 2048
+            module["__tvm_set_device"](4, 0)
+            with pytest.raises(RemoteError, match="opencl:1"):
+                module["__tvm_set_device"](4, 1)
