@@ -25,6 +25,22 @@ class DeviceClient(RpcflowClient):
     def _tensor(self, array: Any) -> Any:
         return self._session.device(self._kind).tensor(array)
 
+    def nothings(self, count: int, warm: int) -> float:
+        """Microseconds a call of a function that takes what a launch takes, and does nothing."""
+        import numpy
+
+        if "nothing" not in self._kept:
+            device = self._session.device(self._kind)
+            tensors = [device.tensor(numpy.ones(BLOCK, "float32")) for _ in range(3)]
+            self._kept["nothing"] = (self._session.get_function("bench.nothing"), tensors)
+        nothing, (a, b, c) = self._kept["nothing"]
+        start = 0.0
+        for turn in range(-warm, count):
+            if turn == 0:
+                start = time.perf_counter()
+            nothing(a, b, c, BLOCK, 1, 1, 1, BLOCK, 1, 1)
+        return (time.perf_counter() - start) / count * 1e6
+
     def launches(self, count: int, warm: int) -> float:
         """Microseconds a launch of a kernel that does next to nothing. The device is idle each time: if it were not, a
         device that is a processor would be told at no cost where launches come quickly enough, and not where not."""

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from benchmarks.bench import Bench, Settings, Take
+from benchmarks.bench import Bench, Placement, Settings, Take
 from benchmarks.proc import MIB
 from benchmarks.result import Row, Series, Target
 
@@ -20,17 +20,27 @@ def rows(settings: Settings) -> Iterator[Row]:
     for direction, found, target in (("up", up, Target(">=", 0.7)), ("down", down, None)):
         ours, host = (found[name].map(lambda value: size / value / 1e9) for name in (DEVICE, HOST))
         yield Row("devices", f"opencl, {size // MIB} MiB {direction}", "GB/s", ours, "cpu", host, target)
+    placements: tuple[tuple[Placement, str], ...] = (("apart", "devices"), ("free", "devices, any core"))
+    for placement, group in placements:
+        yield from _launches(placement, group, settings)
+
+
+def _launches(placement: Placement, group: str, settings: Settings) -> Iterator[Row]:
+    """A device that is a processor takes the time of its kernels, and of being woken, from whoever shares its cores:
+    the row without a launch shows what is ours."""
     count, warm = settings.pick(3000, 500), settings.pick(300, 100)
-    launch = Take("launches", (count, warm))
-    with Bench("apart") as bench:
-        bench.open(DEVICE)
-        bench.open(LOCAL)
-        bench.open(HOST)
-        takes = {DEVICE: launch, LOCAL: launch, HOST: Take("calls", (count, warm))}
-        found = bench.interleave(takes, settings.pick(9, 3))
-    yield Row("devices", "opencl, launch", "us", found[DEVICE], LOCAL, found[LOCAL])
+    launch, call, nothing = (Take(name, (count, warm)) for name in ("launches", "calls", "nothings"))
+    with Bench(placement) as bench:
+        for name in (DEVICE, LOCAL, HOST):
+            bench.open(name)
+        rounds = settings.pick(9, 3)
+        found = bench.interleave({DEVICE: launch, LOCAL: launch, HOST: call}, rounds)
+        same = bench.interleave({DEVICE: nothing, HOST: call}, rounds)
+    yield Row(group, "opencl, launch", "us", found[DEVICE], LOCAL, found[LOCAL])
     more = _less(found[DEVICE], found[LOCAL])
-    yield Row("devices", "opencl, launch less a local one", "us", more, "small call", found[HOST], Target("<=", 1))
+    target = Target("<=", 1) if placement == "apart" else None
+    yield Row(group, "opencl, launch less a local one", "us", more, "small call", found[HOST], target)
+    yield Row(group, "a launch's arguments, no launch", "us", same[DEVICE], "small call", same[HOST])
 
 
 def _less(one: Series, other: Series) -> Series:

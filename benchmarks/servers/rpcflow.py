@@ -11,6 +11,7 @@ def register_functions() -> None:
     import rpcflow
 
     rpcflow.register("bench.pid", lambda: os.getpid(), override=True)
+    rpcflow.register("bench.nothing", lambda *args: None, override=True)
 
 
 class RpcflowServer:
