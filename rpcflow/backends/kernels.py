@@ -104,8 +104,10 @@ def agreed(function: str, given: Sequence[Param], told: Sequence[Param | None]) 
         KernelError: they are not as many, or of another kind or width.
     """
     if len(given) != len(told):
+        takes = ", ".join("?" if own is None else str(own) for own in told)
         raise KernelError(
-            f"the signature of {function!r} has {len(given)} parameters; it takes {len(told)}", kernel=function
+            f"the signature of {function!r} has {len(given)} parameters; it takes {len(told)} ({takes})",
+            kernel=function,
         )
     made = []
     for i, (ours, own) in enumerate(zip(given, told, strict=True)):
@@ -118,7 +120,7 @@ def agreed(function: str, given: Sequence[Param], told: Sequence[Param | None]) 
             fits = ours.dtype.bits == own.dtype.bits and whole[0] == whole[1]
         if not fits:
             raise KernelError(
-                f"the signature of {function!r} says {ours} for argument {i}, the kernel {own}", kernel=function
+                f"the signature of {function!r} says {ours} where it takes {own} (argument {i})", kernel=function
             )
         made.append(attrs.evolve(ours, name=own.name))
     return tuple(made)

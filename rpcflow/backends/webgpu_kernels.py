@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from rpcflow.protocol.dtype import DataType, DTypeCode
+from rpcflow.protocol.dtype import DataType
 
 from .base import KernelError, KernelSource
-from .kernels import TENSOR, Param, check_launch, parse_params, scalar
+from .kernels import TENSOR, Param, agreed, check_launch, parse_params, scalar
 from .webgpu_memory import Buffer, Device, one_line, words
 from .wgsl import EntryPoint, Resource, reflect
 from .wgsl_constants import check_nesting
@@ -172,7 +172,7 @@ class WebGPUKernel:
                     params.append(scalar(self.name, DataType.parse(member.dtype), member.name))
             self._uniforms.append((resource, tuple(places)))
         given = program.source.signature.get(self.name)
-        self.params = tuple(params) if given is None else _agreed(self.name, params, parse_params(self.name, given))
+        self.params = tuple(params) if given is None else agreed(self.name, parse_params(self.name, given), params)
         self._ready: dict[int, _Ready] = {0: self._prepared(backend.device(0))}
 
     def _prepared(self, dev: Device) -> _Ready:
@@ -335,27 +335,3 @@ class WebGPUKernel:
                 f"{dev.max_binding} at once",
                 kernel=self.name,
             )
-
-
-def _agreed(name: str, params: Sequence[Param], given: Sequence[Param]) -> tuple[Param, ...]:
-    """Parameters as a signature has them, which must be what the source says but for the sign of integers.
-
-    Raises:
-        KernelError: it is something else.
-    """
-    if len(params) != len(given):
-        raise KernelError(
-            f"the signature of {name!r} has {len(given)} parameters; it takes {len(params)} "
-            f"({', '.join(map(str, params))})",
-            kernel=name,
-        )
-    agreed = []
-    for own, said in zip(params, given, strict=True):
-        if said.local or _shape(own.dtype) != _shape(said.dtype):
-            raise KernelError(f"the signature of {name!r} says {said} where it takes {own}", kernel=name)
-        agreed.append(attrs.evolve(said, name=own.name))
-    return tuple(agreed)
-
-
-def _shape(dtype: DataType | None) -> tuple[bool, int] | None:
-    return None if dtype is None else (dtype.code == DTypeCode.FLOAT, dtype.bits)
