@@ -3,6 +3,7 @@
 copies by way of host memory. A driver's part is the methods that begin with ``drv_``."""
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -263,5 +264,6 @@ class DeviceBackend(Backend):
         self._closed = True
         self.streams.clear()
         opened, self._opened = self._opened, {}
-        for dev in opened.values():
-            self.drv_close(dev)
+        with contextlib.ExitStack() as stack:
+            for dev in opened.values():
+                stack.callback(self.drv_close, dev)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends by the kind of device, found through the entry points ``rpcflow.backends`` and loaded when first used."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -79,9 +80,10 @@ class BackendTable:
     def close(self) -> None:
         """The session is over."""
         loaded, self._loaded = self._loaded, {}
-        for backend in loaded.values():
-            if backend is not None:
-                backend.close()
+        with contextlib.ExitStack() as stack:  # what one raises does not keep the others from closing
+            for backend in loaded.values():
+                if backend is not None:
+                    stack.callback(backend.close)
 
 
 def backend_names() -> list[str]:

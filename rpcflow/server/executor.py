@@ -134,9 +134,9 @@ class Executor:
         """The session is over."""
         self.machine.close()
         self.sent()
-        self._backends.close()
         if self._log is not None:
             self._log.flush()
+        self._backends.close()
 
     def _fail(self, error: Exception) -> None:
         self.machine.reply_error(error)

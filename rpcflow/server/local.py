@@ -108,5 +108,7 @@ class LocalChannel:
 
     def _end(self) -> None:
         self._answers.clear()
-        self._executor.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            self._executor.close()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
