@@ -19,7 +19,7 @@ import pytest
 from rpcflow.backends.registry import load
 from rpcflow.devices import DEVICE_TYPES
 
-from .walkthrough import FENCE, MARK, Walk, missing_programs, steps
+from .walkthrough import FENCE, MARK, Walk, missing_programs, needed_devices, steps
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -52,7 +52,7 @@ def examples(page: Path) -> Iterator[Example]:
         how = mark["how"]
         assert how in (None, "server", "continued", "device"), f"{where}: unknown mark '{how}'"
         if walk:
-            assert how is None, f"{where}: on a page with commands programs are marked 'runnable'"
+            assert how in (None, "device"), f"{where}: on a page with commands a program is not marked '{how}'"
             continue
         if how == "continued":
             assert current is not None, f"{where}: nothing to continue"
@@ -176,6 +176,9 @@ def test_example_runs(example: Example, tmp_path: Path) -> None:
 )
 def test_walk(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RPCFLOW_HOME", str(tmp_path / "home"))  # keys and known hosts are the page's own
+    for kind in needed_devices(page, ROOT):
+        if why := absence(kind):
+            pytest.skip(f"{page.relative_to(ROOT)} was NOT RUN: {why}")
     if missing := missing_programs(page, ROOT):
         pytest.skip(f"not on this machine: {', '.join(missing)}")
     with Walk(tmp_path, run, environment()) as walk:

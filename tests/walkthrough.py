@@ -39,7 +39,7 @@ class Step(NamedTuple):
     where: str
     how: str
     code: str
-    name: str = ""  # of the file
+    name: str = ""  # of the file, or of the kind of device that a program needs
 
 
 def steps(page: Path, root: Path) -> list[Step]:
@@ -56,9 +56,14 @@ def steps(page: Path, root: Path) -> list[Step]:
         elif language == "console" and mark:
             assert mark["how"] in HOWS, f"{where}: unknown mark '{mark['how']}'"
             found.append(Step(where, str(mark["how"]), fence["code"]))
-        elif language == "python" and mark and mark["how"] is None:
-            found.append(Step(where, "program", fence["code"]))
+        elif language == "python" and mark and mark["how"] in (None, "device"):
+            found.append(Step(where, "program", fence["code"], mark["name"] or ""))
     return found if any(step.how in HOWS for step in found) else []
+
+
+def needed_devices(page: Path, root: Path) -> list[str]:
+    """The kinds of devices that a page's programs need."""
+    return sorted({step.name for step in steps(page, root) if step.how == "program" and step.name})
 
 
 def missing_programs(page: Path, root: Path) -> list[str]:
