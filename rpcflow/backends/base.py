@@ -54,7 +54,7 @@ class KernelSource:
     """A file of kernels: source or binary.
 
     ``name`` and ``suffix`` (lower case, with its dot) as uploaded; ``signature``: by kernel, the types of its
-    parameters; ``options``: for the compiler.
+    parameters; ``options``: for the compiler; ``dev_id``: the device that it is for before others.
     """
 
     name: str
@@ -62,6 +62,7 @@ class KernelSource:
     data: bytes
     signature: Mapping[str, Sequence[str]] = attrs.field(factory=dict)
     options: Sequence[str] = ()
+    dev_id: int = 0
 
     @property
     def text(self) -> str:
@@ -102,8 +103,9 @@ class Timer(Protocol):
     def start(self) -> None:
         """From here on, in the order of the device's current stream."""
 
-    def stop(self) -> float:
-        """Up to here: wait for the device, and say how many seconds passed there."""
+    def stop(self) -> float | None:
+        """Up to here: wait for the device, and say how many seconds passed there. None where it has seen nothing of
+        what ran, and the host's clock has to do."""
 
 
 class Backend(abc.ABC):

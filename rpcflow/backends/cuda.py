@@ -43,6 +43,10 @@ _LOST: Final = (
     "INVALID_ADDRESS_SPACE",
     "INVALID_PC",
     "LAUNCH_FAILED",
+    "NVLINK_UNCORRECTABLE",
+    "CONTAINED",
+    "MPS_CLIENT_TERMINATED",
+    "UNKNOWN",
 )
 _REFUSED: Final = ("INVALID_VALUE", "LAUNCH_OUT_OF_RESOURCES", "INVALID_CLUSTER_SIZE")
 _UNTAKEN: Final = (
@@ -186,7 +190,7 @@ class CudaBackend(CudaLikeBackend):
         compiler = self._compiler()
         options = list(source.options)
         if not any(option.startswith(_ARCHITECTURE) for option in options):
-            options.insert(0, f"--gpu-architecture=compute_{_nearest(compiler.api, dev.target)}")
+            options.insert(0, f"--gpu-architecture={_architecture(compiler.api, dev.target)}")
         if "#include" in source.text:
             options += [f"--include-path={path}" for path in header_paths()]
         binary = any(option.startswith(_REAL) for option in options)  # not to be assembled by the driver
@@ -208,8 +212,8 @@ class CudaBackend(CudaLikeBackend):
         text = f"{name} does not compile:\n{words or self.told(status)}"
         if status == cu.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
             text += (
-                f"\nThe driver is for CUDA {self._driver_version()} and takes no newer PTX: update it, or install an "
-                "NVRTC as old as it is"
+                f"\nThe driver is for CUDA {self._driver_version()} and takes no newer PTX: update it, install an "
+                "NVRTC as old as it is, or compile to a binary (options=['--gpu-architecture=sm_...'])"
             )
         raise KernelError(text)
 
@@ -233,11 +237,14 @@ class CudaBackend(CudaLikeBackend):
             return None  # drivers before CUDA 12.4 have no such function
 
 
-def _nearest(nvrtc: Any, target: str) -> str:
-    """The newest architecture that NVRTC knows and the device runs; the device's own, if it knows none."""
+def _architecture(nvrtc: Any, target: str) -> str:
+    """The device's own, if NVRTC knows it: down to a binary, which drivers of the same major release take; they take no
+    PTX that is newer than they are. Else the newest that it knows and the device runs, as PTX."""
     status, known = nvrtc.nvrtcGetSupportedArchs()
     fitting = [] if status else [int(number) for number in known if int(number) <= int(target)]
-    return str(max(fitting)) if fitting else target
+    if int(target) in fitting:
+        return f"sm_{target}"
+    return f"compute_{max(fitting) if fitting else target}"
 
 
 def header_paths() -> list[str]:

@@ -226,7 +226,7 @@ class CudaLikeBackend(DeviceBackend):
 
     def set_stream(self, dev_id: int, stream: int) -> None:
         super().set_stream(dev_id, stream)
-        self._tell_stream(dev_id)
+        self._tell_stream(dev_id, self.streams.get(dev_id, 0))
 
     def free_stream(self, dev_id: int, stream: int) -> None:
         if stream and self.streams.current(dev_id) == stream:
@@ -234,11 +234,11 @@ class CudaLikeBackend(DeviceBackend):
             self.set_stream(dev_id, 0)
         super().free_stream(dev_id, stream)
 
-    def _tell_stream(self, dev_id: int) -> None:
+    def _tell_stream(self, dev_id: int, raw: Any) -> None:
         """Let tvm-ffi know the current stream: kernels that TVM or tvm_ffi.cpp compiled launch on its word."""
         ffi = registry.tvm_ffi()
         if ffi is not None:
-            stream = self.address(self.streams.get(dev_id, 0))
+            stream = self.address(raw)
             ffi.use_raw_stream(ffi.device(self.kind, dev_id), stream).__enter__()  # until it is told another
 
     def set_device(self, dev_id: int) -> None:
@@ -250,6 +250,7 @@ class CudaLikeBackend(DeviceBackend):
     def drv_close(self, dev: GpuDevice) -> None:
         # statuses are of no interest: whatever fails now is gone with the context
         if not dev.lost:
+            self._tell_stream(dev.dev_id, self.default_stream())  # others launch on its word, also behind this session
             self.enter(dev)
             self.driver.wait_all()
             for stream in dev.streams:
@@ -275,7 +276,7 @@ class CudaLikeBackend(DeviceBackend):
         return dev.nbytes if kind is Attribute.total_global_memory else None
 
     def load(self, source: KernelSource) -> Mapping[str, DeviceKernel]:
-        dev = self.device(0)
+        dev = self.device(source.dev_id)
         program = Program(self, source)
         entries = program.image(dev).entries
         if not entries:

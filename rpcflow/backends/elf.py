@@ -12,6 +12,8 @@ from typing import Final
 from .base import KernelError
 
 MAGIC: Final = b"\x7fELF"
+_BUNDLES: Final = (b"__CLANG_OFFLOAD_BUNDLE__", b"CCOB")
+"""How clang's offload bundles begin, plain and compressed."""
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
@@ -56,6 +58,11 @@ def amd_kernels(file: str, data: bytes) -> list[str]:
 
 def _symbols(file: str, data: bytes) -> Iterator[tuple[str, int, int]]:
     """Name, ``st_info`` and ``st_other`` of each symbol."""
+    if data.startswith(_BUNDLES):
+        raise KernelError(
+            f"{file} is a bundle of code objects, which is what hipcc writes of its own: make one of them "
+            "(--no-gpu-bundle-output)"
+        )
     if not data.startswith(MAGIC):
         raise KernelError(f"{file} is no ELF file")
     if len(data) < _HEADER.size or data[4:6] != _CLASS_64_LITTLE:

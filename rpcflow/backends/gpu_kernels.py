@@ -139,7 +139,7 @@ class DeviceKernel:
         self._pack = struct.Struct("<" + "".join(_slot(param) for param in self.params)).pack_into
         self._room, self._pointers = _places(len(self.params))
         self._ready: dict[int, tuple[GpuDevice, Any, int]] = {}
-        self._prepare(0)
+        self._prepare(program.source.dev_id)
 
     def launch(self, dev_id: int, args: list[Any], grid: tuple[int, int, int], block: tuple[int, int, int]) -> None:
         dev, function, most = self._ready.get(dev_id) or self._prepare(dev_id)

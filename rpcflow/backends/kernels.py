@@ -62,7 +62,8 @@ class Location(NamedTuple):
 
 
 def parse_params(function: str, types: Sequence[str]) -> tuple[Param, ...]:
-    """The parameters that a signature names: dtypes, with ``*`` behind for tensors of it, and ``local``.
+    """The parameters that a signature names: dtypes, with ``*`` behind for tensors of it; ``void*`` for tensors of
+    anything; ``local``.
 
     Raises:
         KernelError: one is no type.
@@ -72,6 +73,10 @@ def parse_params(function: str, types: Sequence[str]) -> tuple[Param, ...]:
         word = text.strip()
         if word == "local":
             params.append(Param(DataType(DTypeCode.INT, 64), local=True))
+            continue
+        word = word.removeprefix("const ").strip()
+        if word.replace(" ", "") == "void*":
+            params.append(TENSOR)
             continue
         try:
             dtype = DataType.parse(word.removesuffix("*").rstrip())
@@ -129,13 +134,13 @@ def agreed(function: str, given: Sequence[Param], told: Sequence[Param | None]) 
 def _is_seen_as(element: DataType, dtype: DataType) -> bool:
     """Whether a kernel that reads ``element`` may be given a tensor of ``dtype``. Bytes may be anything, and 16 bits
     any type of so many, as languages without a type for it take it; signs do not matter."""
+    if element.bits == dtype.bits == 16:
+        return True
     if element.code == DTypeCode.FLOAT:
         complex_of_it = dtype.code == DTypeCode.COMPLEX and dtype.bits == 2 * element.bits
         return complex_of_it or (dtype.code == DTypeCode.FLOAT and dtype.bits == element.bits)
     if element.bits == 8:
         return True
-    if element.bits == 16:
-        return dtype.bits == 16
     return dtype.bits == element.bits and dtype.code in (DTypeCode.INT, DTypeCode.UINT, element.code)
 
 
@@ -225,6 +230,7 @@ class KernelModule:
         kernels: its kernels, by name.
         locate: says where a tensor lies, as functions are given it; None for what is no tensor.
         check: told the number of the device of a launch; raises where it may not be used.
+        dev_id: of the device on which a kernel without tensors runs.
     """
 
     def __init__(
@@ -234,8 +240,10 @@ class KernelModule:
         kernels: Mapping[str, Kernel],
         locate: Callable[[Any], Location | None],
         check: Callable[[int], None] | None = None,
+        dev_id: int = 0,
     ) -> None:
         self._check = check
+        self._dev_id = dev_id
         self._name = name
         self._backend = backend
         self._kernels = kernels
@@ -255,7 +263,9 @@ class KernelModule:
             raise FunctionNotFoundError(f"{self._name} has no kernel {name!r}; it has {known}", function=name)
         function = self._functions.get(name)
         if function is None:
-            function = self._functions[name] = KernelFunction(self._backend, kernel, self._locate, self._check)
+            function = self._functions[name] = KernelFunction(
+                self._backend, kernel, self._locate, self._check, self._dev_id
+            )
         return function
 
     def import_module(self, other: Any) -> None:
@@ -279,8 +289,10 @@ class KernelFunction:
         kernel: Kernel,
         locate: Callable[[Any], Location | None],
         check: Callable[[int], None] | None = None,
+        dev_id: int = 0,
     ) -> None:
         self._check = check
+        self._dev_id = dev_id
         self._backend = backend
         self._dev_type = DEVICE_TYPES[backend.kind]
         self._kernel = kernel
@@ -367,7 +379,7 @@ class KernelFunction:
                 f"{self._kernel.name}: a grid of {grid} blocks of {block} threads has nothing to run",
                 kernel=self._kernel.name,
             )
-        number = max(dev_id, 0)
+        number = dev_id if dev_id >= 0 else self._dev_id
         if self._check is not None:
             self._check(number)
         if on is not None and on != (self._dev_type, number):

@@ -24,9 +24,10 @@ import attrs
 from rpcflow.devices import Attribute
 from rpcflow.protocol.sinks import Sink, ViewSink
 
-from .base import BackendError, KernelError, KernelSource, Memory, Timer
+from .base import BackendError, Kernel, KernelError, KernelSource, Memory, Timer
 from .blocks import DeviceMemory
 from .device import DeviceBackend
+from .kernels import Lazily
 from .metal_kernels import MetalKernel
 from .metal_source import declarations
 
@@ -216,17 +217,21 @@ class MetalBackend(DeviceBackend):
 
     # ---- kernels
 
-    def load(self, source: KernelSource) -> Mapping[str, MetalKernel]:
-        dev = self.device(0)
-        with self.told(0):
+    def load(self, source: KernelSource) -> Mapping[str, Kernel]:
+        dev = self.device(source.dev_id)
+        with self.told(source.dev_id):
             library = self.compile(dev, source)
             names = [str(name) for name in library.functionNames()]
-            kernels = [name for name in names if library.newFunctionWithName_(name).functionType() == _KERNEL]
+            made = {name: library.newFunctionWithName_(name) for name in names}
+            # those with constants that are still open cannot be made
+            kernels = [
+                name for name, function in made.items() if function is not None and function.functionType() == _KERNEL
+            ]
         if not kernels:
             raise KernelError(f"{source.name} holds no kernels")
         declared = declarations(source.text)
-        libraries = {0: library}
-        return {name: MetalKernel(self, source, name, libraries, declared.get(name, {})) for name in kernels}
+        libraries = {source.dev_id: library}
+        return Lazily(kernels, lambda name: MetalKernel(self, source, name, libraries, declared.get(name, {})))
 
     def compile(self, dev: _Device, source: KernelSource) -> Any:
         """The library of a source, for one device."""
@@ -373,9 +378,9 @@ class _BusyTimer:
         with self._backend.told(self._dev_id):
             self._queue.measure()
 
-    def stop(self) -> float:
+    def stop(self) -> float | None:
         with self._backend.told(self._dev_id):
-            return self._queue.measured()
+            return self._queue.measured() or None  # nothing took no time
 
 
 def _words(error: Any) -> str:

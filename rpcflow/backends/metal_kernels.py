@@ -168,8 +168,10 @@ class MetalKernel:
         self._backend = backend
         self._source = source
         self._libraries = libraries
-        pipeline, reflection = backend.pipeline(backend.device(0), libraries[0], name)
-        self._ready: dict[int, tuple[Any, int]] = {0: (pipeline, int(pipeline.maxTotalThreadsPerThreadgroup()))}
+        pipeline, reflection = backend.pipeline(backend.device(source.dev_id), libraries[source.dev_id], name)
+        self._ready: dict[int, tuple[Any, int]] = {
+            source.dev_id: (pipeline, int(pipeline.maxTotalThreadsPerThreadgroup()))
+        }
         if reflection is None:
             raise KernelError(f"the driver does not say what {name!r} takes", kernel=name)
         found = slots(name, reflection)

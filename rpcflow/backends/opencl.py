@@ -199,9 +199,10 @@ class OpenCLBackend(DeviceBackend):
     # ---- kernels
 
     def load(self, source: KernelSource) -> Mapping[str, Kernel]:
-        programs = {0: self.build(self.device(0), source)}
+        first = source.dev_id
+        programs = {first: self.build(self.device(first), source)}
         # PoCL never frees what all_kernels() makes.
-        names = [name for name in programs[0].get_info(self.cl.program_info.KERNEL_NAMES).split(";") if name]
+        names = [name for name in programs[first].get_info(self.cl.program_info.KERNEL_NAMES).split(";") if name]
         if not names:
             raise KernelError(f"{source.name} holds no kernels")
         return Lazily(names, lambda name: OpenCLKernel(self, source, name, programs))
@@ -277,10 +278,12 @@ class _EventTimer:
         self._backend = backend
         self._events: list[Any] = []
         self._seconds = 0.0
+        self._seen = False
 
     def start(self) -> None:
         self._events.clear()
         self._seconds = 0.0
+        self._seen = False
         self._backend.timing = self
 
     def add(self, event: Any) -> None:
@@ -289,13 +292,14 @@ class _EventTimer:
         if len(self._events) >= _MOST_EVENTS:
             self._count()
 
-    def stop(self) -> float:
+    def stop(self) -> float | None:
         self._backend.timing = None
         self._count()
-        return self._seconds
+        return self._seconds if self._seen else None
 
     def _count(self) -> None:
         events, self._events = self._events, []
+        self._seen = self._seen or bool(events)
         for event in events:
             event.wait()
             self._seconds += (event.profile.end - event.profile.start) * 1e-9

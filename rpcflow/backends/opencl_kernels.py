@@ -36,7 +36,7 @@ _SCALARS: Final = {
 }
 """OpenCL C's scalar types (chapter 6.3.1 of its specification) by the names that drivers report."""
 _VECTOR: Final = re.compile(r"(.*?)(?:2|3|4|8|16)?\Z")
-_OBJECT: Final = re.compile(r"image\d?d?\w*_t|sampler_t|event_t|queue_t|clk_event_t|reserve_id_t|pipe\b")
+_OBJECT: Final = re.compile(r"image[123]d\w*_t|sampler_t|event_t|queue_t|clk_event_t|reserve_id_t|ndrange_t|pipe\b.*")
 """What is no memory and no number. Drivers take anything for it, and crash."""
 _MOST_BLOCKS: Final = ((1 << 32) - 1,) * 3
 
@@ -48,7 +48,7 @@ class OpenCLKernel:
         backend: whose it is.
         source: what it was built from.
         name: the kernel's.
-        programs: what was built so far, by device: the first one is there.
+        programs: what was built so far, by device: that of the source's is there.
     """
 
     def __init__(self, backend: "OpenCLBackend", source: KernelSource, name: str, programs: dict[int, Any]) -> None:
@@ -57,14 +57,15 @@ class OpenCLKernel:
         self._source = source
         self._programs = programs
         self._cl = backend.cl
-        dev = backend.device(0)
-        kernel = self._cl.Kernel(programs[0], name)
+        first = source.dev_id
+        dev = backend.device(first)
+        kernel = self._cl.Kernel(programs[first], name)
         self.params: Sequence[Param] = self._parameters(kernel, source.signature.get(name))
         info = self._cl.kernel_work_group_info
         block = tuple(int(n) for n in kernel.get_work_group_info(info.COMPILE_WORK_GROUP_SIZE, dev.device))
         self.block: tuple[int, int, int] | None = (block[0], block[1], block[2]) if all(block) else None
         self._has_local = any(param.local for param in self.params)
-        self._ready: dict[int, tuple[Any, int, int]] = {0: self._prepared(kernel, dev)}
+        self._ready: dict[int, tuple[Any, int, int]] = {first: self._prepared(kernel, dev)}
 
     # ---- what it takes
 
@@ -94,7 +95,7 @@ class OpenCLKernel:
         except (self._cl.Error, AttributeError):
             return None
         pointer = written.endswith("*")
-        if pipe or _OBJECT.match(written) or (qualifier in (space.GLOBAL, space.CONSTANT) and not pointer):
+        if pipe or _OBJECT.fullmatch(written) or (qualifier in (space.GLOBAL, space.CONSTANT) and not pointer):
             raise KernelError(
                 f"{self.name!r} takes {name!r} of the type {'pipe' if pipe else written}, which cannot be passed: "
                 "scalars and pointers can",

@@ -45,7 +45,7 @@ def load(backend: VulkanBackend, source: KernelSource) -> dict[str, VulkanKernel
     Raises:
         KernelError: it is no module, or one that the device cannot run.
     """
-    device: VulkanDevice = backend.device(0)
+    device: VulkanDevice = backend.device(source.dev_id)
     if source.options:
         raise KernelError(f"{source.name} is compiled already: it takes no options")
     module = parse(source.name, source.data)
@@ -198,9 +198,9 @@ class VulkanKernel:
         self.params: tuple[Param, ...] = self._parameters()
         self.block: tuple[int, int, int] | None = point.block
         self._pack, self._push_nbytes = self._packing()
-        device: VulkanDevice = backend.device(0)
+        device: VulkanDevice = backend.device(source.dev_id)
         self._check(device)
-        self._ready[0] = self._prepare(device)
+        self._ready[source.dev_id] = self._prepare(device)
 
     def __del__(self) -> None:
         for pipeline in self._ready.values():

@@ -46,7 +46,7 @@ def load(backend: "WebGPUBackend", source: KernelSource) -> dict[str, "WebGPUKer
     program = _Program(backend, source)
     if source.suffix == ".spv":
         entries: Sequence[EntryPoint] = _spirv_entries(source)  # naga may end the process over what is damaged
-        program.module(backend.device(0))
+        program.module(backend.device(source.dev_id))
     else:
         if "\0" in source.text:
             raise KernelError(f"{source.name} is no source: it holds a zero byte")  # where the compiler would stop
@@ -54,7 +54,7 @@ def load(backend: "WebGPUBackend", source: KernelSource) -> dict[str, "WebGPUKer
             check_nesting(source.text)
         except KernelError as error:
             raise KernelError(f"{source.name} does not compile: {error}") from None
-        program.module(backend.device(0))  # what does not compile shall be told in the compiler's words
+        program.module(backend.device(source.dev_id))  # what does not compile shall be told in the compiler's words
         try:
             entries = reflect(source.text, constants)
         except KernelError as error:
@@ -173,7 +173,8 @@ class WebGPUKernel:
             self._uniforms.append((resource, tuple(places)))
         given = program.source.signature.get(self.name)
         self.params = tuple(params) if given is None else agreed(self.name, parse_params(self.name, given), params)
-        self._ready: dict[int, _Ready] = {0: self._prepared(backend.device(0))}
+        first = program.source.dev_id
+        self._ready: dict[int, _Ready] = {first: self._prepared(backend.device(first))}
 
     def _prepared(self, dev: Device) -> _Ready:
         count = max((resource.group for resource in self._resources), default=-1) + 1

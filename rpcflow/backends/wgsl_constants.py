@@ -19,7 +19,9 @@ _LEVELS: Final = {"|": 0, "^": 1, "&": 2, "<<": 3, ">>": 3, "+": 4, "-": 4, "*":
 
 
 _MOST_NESTED: Final = 256
-_MOST_OPERATORS: Final = 2000
+_MOST_ELSES: Final = 1000
+_MOST_OPERATORS: Final = 6000
+_MOST_DECLARED: Final = 10_000
 
 
 def tokenize(text: str) -> list[str]:
@@ -62,27 +64,44 @@ def check_nesting(text: str) -> None:
     Raises:
         KernelError: it is, or no WGSL.
     """
-    depth = operators = 0
-    chains = [0] * (_MOST_NESTED + 2)  # of "else if", by depth
+    depth = operators = angles = nested = declared = 0
+    chains = [0] * (_MOST_NESTED + 2)  # of "else", by depth; each is inside the one before for a compiler
     before = ""
     for token in tokenize(text):
         if before == "}" or token == "else":
+            nested -= chains[depth]
             chains[depth] = chains[depth] + 1 if token == "else" else 0
-            if chains[depth] > _MOST_NESTED:
-                raise KernelError(f"more than {_MOST_NESTED} branches follow each other by 'else'")
+            nested += chains[depth]
+            if nested > _MOST_ELSES:
+                raise KernelError(f"more than {_MOST_ELSES} branches are inside each other, those by 'else' included")
         before = token
         if token in ("(", "[", "{"):
             depth += 1
             if depth > _MOST_NESTED:
                 raise KernelError(f"brackets are nested more than {_MOST_NESTED} deep")
         elif token in (")", "]", "}"):
-            depth = max(depth - 1, 0)
+            if depth:
+                nested -= chains[depth]
+                chains[depth] = 0
+                depth -= 1
+        elif not depth and token in ("const", "override", "alias", "struct", "fn"):
+            declared += 1
+            if declared > _MOST_DECLARED:
+                raise KernelError(f"it declares more than {_MOST_DECLARED} constants, types and functions")
         if token in (",", ";", "{", "}"):
-            operators = 0
-        elif not (token[0].isalnum() or token[0] in "_."):
+            operators = angles = 0
+        elif token in ("&", "|", ")"):
+            angles = 0
+        elif token == "<":
+            angles += 1
+            if angles > _MOST_NESTED:
+                raise KernelError(f"a type is nested more than {_MOST_NESTED} deep")
+        elif token == ">":
+            angles = max(angles - 1, 0)
+        if not (token[0].isalnum() or token[0] in "_,;{}()[]<>"):
             operators += 1
             if operators > _MOST_OPERATORS:
-                raise KernelError(f"an expression or type has more than {_MOST_OPERATORS} operators and brackets")
+                raise KernelError(f"an expression has more than {_MOST_OPERATORS} operators")
 
 
 def split(tokens: list[str], separators: str, templates: bool = False) -> list[list[str]]:

@@ -170,16 +170,14 @@ class TensorBase:
         copy: bool | None = None,
     ) -> Any:
         """The memory itself, for ``from_dlpack`` of NumPy, PyTorch, JAX and the like: in a session with this process,
-        once its device has done all it was given. The memory lives until they let go of it, but no longer than the
-        session where the device is no cpu.
+        once its device's current stream has done all it was given. The memory lives until they let go of it, but no
+        longer than the session where the device is no cpu.
 
         Raises:
             BufferError: the tensor lies in another process, or where other libraries cannot follow.
         """
         share = self._shared()
-        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
-            raise BufferError("a tensor is given away as it is, where it is: no copy, no other device")
-        return share(self._view).__dlpack__(max_version=max_version)
+        return share(self._view).__dlpack__(max_version=max_version, dl_device=dl_device, copy=copy)
 
     def _rpcflow_argument(self, core: SessionCore, i: int) -> Value:
         if core is not self._core:

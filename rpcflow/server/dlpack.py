@@ -73,8 +73,16 @@ _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 # Capsules given out of which we do not know yet whether they were taken. A destructor would tell, but it would have to
 # be C code: it is called while the error is on its way for which a capsule was not taken, and Python code loses that.
 _given: Final[list[tuple[Any, bytes, int]]] = []
-_OURS: Final = 3
-"""References to a capsule that is in the list alone, as seen from the loop below."""
+
+
+def _references(item: tuple[Any, ...]) -> int:
+    return sys.getrefcount(item[0])
+
+
+_ALONE: Final = _references((object(),))
+"""As many as there are of what only the tuple holds; Python's releases differ."""
+_COUNTS: Final = getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether references are counted so that a count means something. Where not, what nobody takes is kept."""
 
 
 def _sweep() -> None:
@@ -84,12 +92,10 @@ def _sweep() -> None:
             item = _given.pop()
         except IndexError:  # another thread has been here
             return
-        capsule, name, managed = item
-        if _is_valid(capsule, name):  # who takes what is in it renames it
-            if sys.getrefcount(capsule) > _OURS:
-                _given.insert(0, item)
-            else:
-                _forget(managed)
+        if _references(item) > _ALONE:
+            _given.insert(0, item)
+        elif _is_valid(item[0], item[1]):  # who takes what is in it renames it; from here on nobody can
+            _forget(item[2])
 
 
 class DLPackExporter:
@@ -105,7 +111,16 @@ class DLPackExporter:
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device.dev_type, self.device.dev_id
 
-    def __dlpack__(self, *, max_version: tuple[int, int] | None = None, **_: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
+            raise BufferError("a tensor is given away as it is, where it is: no copy, no other device")
         ndim = len(self.shape)
         shape = (ctypes.c_int64 * max(ndim, 1))(*self.shape)
         strides = (ctypes.c_int64 * max(ndim, 1))()
@@ -127,9 +142,10 @@ class DLPackExporter:
         _held[address] = (managed, shape, strides, self.owner)
         name = _VERSIONED if versioned else _UNVERSIONED
         capsule = _new_capsule(address, name, None)
-        if _given:
-            _sweep()
-        _given.append((capsule, name, address))
+        if _COUNTS:
+            if _given:
+                _sweep()
+            _given.append((capsule, name, address))
         return capsule
 
 

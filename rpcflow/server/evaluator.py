@@ -78,15 +78,17 @@ def evaluate(
             if timer is not None:
                 timer.start()
             began = time.perf_counter()
+            found: float | None = None
             try:
                 for _ in times(None, number):
                     function(*args)
-                if timer is None:
-                    synchronize()
-                    elapsed = time.perf_counter() - began
             finally:
                 if timer is not None:
-                    elapsed = timer.stop()
+                    found = timer.stop()
+            if found is None:
+                synchronize()
+                found = time.perf_counter() - began
+            elapsed = found
             zero_readings += elapsed == 0.0
             if elapsed * 1e3 >= settings.min_repeat_ms:
                 break

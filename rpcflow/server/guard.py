@@ -126,19 +126,20 @@ class Guard:
         """Whether a device may be used."""
         return matches(self._grant.devices, _device(device))
 
-    def device_of(self, backend: Backend) -> Callable[[int], None]:
-        """What looks whether a device of a backend may be used, by its number. At least one must be."""
+    def first_of(self, backend: Backend) -> int:
+        """The number of the first device of a backend that may be used; at least one must be."""
         dev_type = DEVICE_TYPES[backend.kind]
-
-        def check(dev_id: int) -> None:
-            self.device(Device(dev_type, dev_id))
-
         number = 0
         while not self.allows_device(Device(dev_type, number)):
             number += 1
             if not backend.attribute(number, Attribute.exist):
-                check(0)  # it is one of those that are not
-        return check
+                self.device(Device(dev_type, 0))  # it is one of those that are not
+        return number
+
+    def of_backend(self, backend: Backend) -> Callable[[int], None]:
+        """What looks whether a device of a backend may be used, by its number."""
+        dev_type = DEVICE_TYPES[backend.kind]
+        return lambda dev_id: self.device(Device(dev_type, dev_id))
 
     def write(self) -> None:
         """A file is to be written."""

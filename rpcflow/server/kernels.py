@@ -52,10 +52,12 @@ class KernelLoader:
         name = os.path.basename(path)
         suffix = name[name.rfind(".") :].lower() if "." in name else ""
         chosen = self._named(backend, name, suffix) if backend else self._first(name, suffix)
-        check = None if self._guard is None else self._guard.device_of(chosen)
+        guard = self._guard
+        first = 0 if guard is None else guard.first_of(chosen)
+        check = None if guard is None else guard.of_backend(chosen)
         with open(path, "rb") as file:
             data = file.read()
-        source = KernelSource(name, suffix, data, _signature(signature), _options(options))
+        source = KernelSource(name, suffix, data, _signature(signature), _options(options), first)
         kernels = chosen.load(source)
         known = list(kernels)  # looking one up may make it
         for kernel in source.signature:
@@ -63,7 +65,7 @@ class KernelLoader:
                 raise KernelError(
                     f"there is a signature for {kernel!r}, and {name!r} has {', '.join(known)}", kernel=kernel
                 )
-        return KernelModule(name, chosen, kernels, self._locate, check)
+        return KernelModule(name, chosen, kernels, self._locate, check, first)
 
     def _named(self, backend: str, name: str, suffix: str) -> Backend:
         chosen = self._backends.named(backend)

@@ -90,6 +90,7 @@ class ModuleLoader:
             self._has_context = True
             _offer_context(ffi)
         with registry.lent(self._loaders.functions()):
+            self._loaders.error = None
             try:
                 return ffi.load_module(path)
             except Exception:

@@ -149,11 +149,13 @@ class TvmLoaders:
         why = backend.absence()
         if why is not None:
             raise KernelError(f"the module has device code for {kind}, of which there is no device here: {why}")
-        check = None if self._guard is None else self._guard.device_of(backend)
+        guard = self._guard
+        first = 0 if guard is None else guard.first_of(backend)
+        check = None if guard is None else guard.of_backend(backend)
         kernels: dict[str, Any] = {}
         for name, text in sources.items():
             file = f"the module's {name or 'device code'}{KINDS[kind]}"
-            kernels.update(backend.load(KernelSource(file, KINDS[kind], text.encode())))
+            kernels.update(backend.load(KernelSource(file, KINDS[kind], text.encode(), dev_id=first)))
         offered: dict[str, Callable[..., Any]] = {_SET_DEVICE: _device_setter(backend, check)}
         for name, info in functions.items():
             kernel = kernels.get(info.name)

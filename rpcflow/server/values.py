@@ -95,8 +95,11 @@ class FfiBridge:
         if type(value) is not self._tensor and not isinstance(value, self._tensor):
             return None
         device = value.device
-        kind = value.dtype
-        dtype = dtype_of(kind.type_code, kind.bits, kind.lanes)
+        try:
+            kind = value.dtype
+            dtype = dtype_of(kind.type_code, kind.bits, kind.lanes)
+        except ValueError:  # tvm-ffi has no words for complex numbers
+            dtype = None
         return Location(device.dlpack_device_type(), device.index, data_address(value), dtype)
 
     def result(self, value: Any) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ def offer(prepare: Callable[[], Any] | None) -> Callable[[], None]:
 
     def offered() -> None:
         rpcflow.register("rpcflow.test.resident", resident, override=True)
+        rpcflow.register("rpcflow.test.pause", lambda: time.sleep(0.001), override=True)
         if prepare is not None:
             prepare()
 

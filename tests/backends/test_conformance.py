@@ -169,3 +169,11 @@ def test_streams(device: Any, rig: Rig) -> None:
             use(second)
     with pytest.raises(RemoteError, match="no stream"):
         device.sync(0x7FFFDEADBEEF)
+
+
+def test_functions_that_launch_nothing_are_timed_by_the_host(device: Any, session: sync.RPCSession) -> None:
+    """Whatever clock the device has: it has seen nothing of them."""
+    timed = session.get_function("runtime.RPCTimeEvaluator")
+    evaluator = timed(None, "rpcflow.test.pause", device.dev_type, 0, 2, 2, 0, 5, 0, 1, 0, "")
+    for seconds in np.frombuffer(evaluator(), "<f8"):
+        assert seconds >= 0.001

@@ -153,6 +153,34 @@ def test_dtypes_of_tensors(session: sync.RPCSession, module: Any, x: Any) -> Non
     assert halves.numpy().dtype == ml_dtypes.bfloat16
 
 
+def test_names_that_look_like_others(session: sync.RPCSession, x: Any) -> None:
+    source = b"""
+    typedef struct { int a; } image_params_t; typedef struct { int a; } image_t; typedef float event_time;
+    __kernel void f(__global float *x, __global image_params_t *p, __global image_t *i) { x[0] = p->a + i->a; }
+    __kernel void g(__global float *x, event_time t) { x[0] = t; }
+    __kernel void h(__global float *x, const __global float *restrict a, __constant float *b, volatile __global int *c)
+    { x[0] = a[0] + b[0]; }
+    """
+    session.upload(source, "names.cl")
+    module = session.load_module("names.cl", signature={"g": "const float32*, float32"})
+    ints = session.cl().tensor(np.full(4, 3, "int32"))
+    module["f"](x, ints, ints, grid=1, block=1)
+    assert x.numpy()[0] == 6
+    module["g"](x, 2.5, grid=1, block=1)
+    assert x.numpy()[0] == 2.5
+    module["h"](x, x, x, ints, grid=1, block=1)
+    assert x.numpy()[0] == 5
+    anything = session.load_module("names.cl", signature={"f": "void*, void *, const void*"})["f"]
+    anything(session.cl().empty((4,), "int64"), ints, x, grid=1, block=1)
+
+
+def test_complex_numbers(session: sync.RPCSession, module: Any) -> None:
+    session.upload(b"__kernel void f(__global float2 *x) { x[0] = (float2)(1, 2); }", "complex.cl")
+    values = session.cl().tensor(np.zeros(4, "complex64"))
+    session.load_module("complex.cl")["f"](values, grid=1, block=1)
+    assert values.numpy()[0] == 1 + 2j
+
+
 def test_a_name_that_is_none(module: Any, session: sync.RPCSession) -> None:
     with pytest.raises(rpcflow.FunctionNotFoundError, match=r"k\.cl has no kernel 'plian'; it has plain, shared_"):
         module["plian"]

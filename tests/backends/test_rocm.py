@@ -198,7 +198,9 @@ def test_signatures_by_either_name(backend: RocmBackend) -> None:
     [
         ("k.hip", core.BROKEN, r"k.hip does not compile:\nk.hip\(1\): error: .*undeclared_thing"),
         ("k.hip", "int x;", "k.hip holds no kernels"),
-        ("k.hsaco", b"__CLANG_OFFLOAD_BUNDLE__", "k.hsaco is no ELF file"),
+        ("k.hsaco", b"__CLANG_OFFLOAD_BUNDLE__", "no-gpu-bundle-output"),
+        ("k.hsaco", b"CCOB" + bytes(40), "no-gpu-bundle-output"),
+        ("k.hsaco", b"CCO", "k.hsaco is no ELF file"),
         ("k.hsaco", core.elf([("wrong_gpu.kd", 0x11, 3)]), "does not load on gfx90a"),
     ],
 )

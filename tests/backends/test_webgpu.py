@@ -393,10 +393,31 @@ C = "@group(0) @binding(0) var<storage, read_write> c: array<f32>;\n@compute @wo
         "{" * 5000 + "}" * 5000,
         "if (c[0] > 1) { " * 3000 + "}" * 3000,
         "if (c[0] > 1) { c[0] = 1; }" + " else if (c[0] > 1) { c[0] = 1; }" * 20000,
+        ("if (true) {}" + " else if (true) {}" * 250 + " else {") * 32 + "}" * 32,
+        "c[0] = c" + ".x" * 20000 + ";",
+        "} " + "".join(f"const a{i} = a{i + 1} + 1;" for i in range(30000)) + "const a30000 = 1; fn g() {",
+        "} " + "".join(f"alias A{i} = A{i + 1};" for i in range(30000)) + "alias A30000 = f32; fn g() {",
     ],
-    ids=["parentheses", "signs", "sum", "type", "braces", "ifs", "else ifs"],
+    ids=["parentheses", "signs", "sum", "type", "braces", "ifs", "else ifs", "both", "members", "constants", "aliases"],
 )
 def test_what_a_compiler_that_recurses_cannot_stand(session: sync.RPCSession, body: str) -> None:
     with pytest.raises(RemoteError, match="KernelError"):
         loaded(session, C + body + "}")
     loaded(session, C + "c[0] = 1.0" + " + c[1]" * 500 + ";}")["f"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "c[0] = 1.0" + " + c[1] * c[2]" * 1000 + ";",
+        "c[0] = " + "- " * 2000 + "1.0;",
+        "if (c[0] > 1) { c[0] = 1; }" + " else if (c[0] > 1) { c[0] = 1; }" * 200,
+        "if (c[0] > 1) { c[0] = 1; }" * 2000,
+        "let b = c[0] < c[1] " + "&& c[2] < c[3] " * 500 + ";",
+        "var x = array<f32, 3000>(" + ", ".join(["-1.0"] * 3000) + "); c[0] = x[u32(c[1])];",
+        "c[0] = f32((1u << 3u) >> 1u);",
+    ],
+    ids=["sum", "signs", "else ifs", "ifs", "comparisons", "array", "shifts"],
+)
+def test_what_it_can_stand(session: sync.RPCSession, body: str) -> None:
+    loaded(session, C + body + "}")["f"]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -77,6 +78,27 @@ with sync.LocalSession() as session:
     assert jax.numpy.from_dlpack(tensor).unsafe_buffer_pointer() == np.from_dlpack(tensor).ctypes.data
 print("right")
 """
+
+
+def test_many_threads() -> None:
+    """Some take what they are given, some drop it; nobody's memory goes before its time."""
+    with sync.LocalSession() as session:
+        tensors = [session.cpu().tensor(np.full(64, i, "float32")) for i in range(8)]
+
+        def use(i: int) -> bool:
+            kept = []
+            for turn in range(300):
+                tensor = tensors[(i + turn) % 8]
+                if turn % 3:
+                    kept.append((np.from_dlpack(tensor), (i + turn) % 8))
+                else:
+                    tensor.__dlpack__()
+                if len(kept) > 20:
+                    kept = kept[10:]
+            return all((view == value).all() for view, value in kept)
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(use, range(4)))
 
 
 def test_memory_outlives_its_tensor_and_the_session() -> None:
