@@ -66,6 +66,8 @@ def make() -> Rig:
     absent = backend.absence()
     if absent is not None:
         return Rig("webgpu", absent=absent)
+    if backend.found()[0].info["backend_type"] == "OpenGL":
+        return Rig("webgpu", absent="only by way of OpenGL, whose limits are others (Debian: mesa-vulkan-drivers)")
     half = "shader-f16" in backend.found()[0].features
     files = dict.fromkeys(("vadd", "matmul", "scale"), ("kernels.wgsl", _SOURCE))
     if half:
