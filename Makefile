@@ -91,11 +91,11 @@ test-long: ## older TVM releases, the soak, and the fleet's storm
 	@$(MAKE) --no-print-directory test-fleet
 
 test-interop: ## tests/interop against one TVM release (TVM=0.26.0 TVM_FFI=0.1.13.post3)
-	@scripts/system-packages venv c++ ninja
+	@scripts/system-packages venv c++ ninja --optional opencl vulkan glslang
 	@mkdir -p build
 	@grep -vE '^apache-tvm(-ffi)?==' $(LOCK) > $(TVM_LOCK)
 	@scripts/environment $(TVM_VENV) $(TVM_LOCK) \
-		-e '.[server,test]' 'apache-tvm==$(TVM)' $(if $(TVM_FFI),'apache-tvm-ffi==$(TVM_FFI)')
+		-e '.[server,opencl,vulkan,webgpu,test]' 'apache-tvm==$(TVM)' $(if $(TVM_FFI),'apache-tvm-ffi==$(TVM_FFI)')
 	@PATH="$(CURDIR)/$(TVM_VENV)/bin:$$PATH" $(TVM_VENV)/bin/python -m pytest -n $(JOBS) --dist loadgroup \
 		tests/interop $(ARGS)
 

@@ -5,6 +5,7 @@ import ctypes
 import importlib.util
 import mmap
 import os
+import re
 import shutil
 from typing import Any, Final
 
@@ -15,17 +16,19 @@ from rpcflow.errors import RPCError
 from .guard import Guard
 from .tvm_kernels import TvmLoaders
 
-_RUNTIME_SYMBOL: Final = b"TVMBackend"
+_RUNTIME_SYMBOL: Final = re.compile(rb"TVMBackend(?!GetFuncFromEnv\0)")
 """In the names of what TVM-compiled code takes from TVM's runtime: parallel loops, workspaces. Kernels without them
 need tvm-ffi alone. A module that needs the runtime and is loaded without it dies of a null pointer when called."""
-_CONTEXT_SYMBOLS: Final = (
-    b"TVMFFIFunctionCall",
-    b"TVMFFIHandleInitOnce",
-    b"TVMFFIErrorSetRaisedFromCStr",
-    b"TVMFFIEnvModLookupFromImports",
-)
+_CONTEXT_SYMBOLS: Final = {
+    b"TVMFFIFunctionCall": "TVMFFIFunctionCall",
+    b"TVMFFIHandleInitOnce": "TVMFFIHandleInitOnce",
+    b"TVMFFIErrorSetRaisedFromCStr": "TVMFFIErrorSetRaisedFromCStr",
+    b"TVMFFIEnvModLookupFromImports": "TVMFFIEnvModLookupFromImports",
+    b"TVMBackendGetFuncFromEnv": "TVMFFIEnvModLookupFromImports",  # as TVM 0.25 calls it
+}
 """By which TVM-compiled code calls others, kernels among them; a library has them as pointers, with two underscores
 before the name, that are filled in when it is loaded. They are tvm-ffi's, but only TVM's runtime says so to it."""
+_CONTEXT_SYMBOL: Final = re.compile(rb"__TVMFFIFunctionCall\0|__TVMBackendGetFuncFromEnv\0")
 _DEVICE_RUNTIMES: Final = {"cuda": ("libtvm_runtime_cuda.so",)}
 """Kinds of device code that a library of TVM's runs, beside the runtime. Its memory is the driver's, as ours is."""
 _RUNTIME_FUNCTION: Final = "runtime.GetDeviceAttr"
@@ -86,7 +89,7 @@ class ModuleLoader:
         for kind, names in _DEVICE_RUNTIMES.items():
             if _has_device_code(path, kind) and registry.find(f"ffi.Module.load_from_bytes.{kind}") is None:
                 _load_device_runtime(os.path.basename(path), kind, names)
-        if not self._has_context and _mentions(path, b"__" + _CONTEXT_SYMBOLS[0]):
+        if not self._has_context and _mentions(path, _CONTEXT_SYMBOL):
             self._has_context = True
             _offer_context(ffi)
         with registry.lent(self._loaders.functions()):
@@ -102,18 +105,20 @@ class ModuleLoader:
 
 def _offer_context(ffi: Any) -> None:
     library = ctypes.CDLL(ffi.libinfo.find_libtvm_ffi())
-    for name in _CONTEXT_SYMBOLS:
-        symbol = ctypes.cast(getattr(library, name.decode()), ctypes.c_void_p)
+    for name, function in _CONTEXT_SYMBOLS.items():
+        if not hasattr(library, function):
+            continue  # of an older tvm-ffi, and so of a TVM that does not ask for it
+        symbol = ctypes.cast(getattr(library, function), ctypes.c_void_p)
         if library.TVMFFIEnvModRegisterContextSymbol(b"__" + name, symbol):
             raise ModuleError(f"tvm-ffi does not take the symbol {name.decode()}")
 
 
-def _mentions(path: str, symbol: bytes) -> bool:
+def _mentions(path: str, symbol: re.Pattern[bytes]) -> bool:
     with open(path, "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return data.find(symbol) >= 0
+            return symbol.search(data) is not None
 
 
 def _runtime_is_loaded() -> bool:
@@ -124,7 +129,7 @@ def _runtime_is_loaded() -> bool:
 
 def _has_device_code(path: str, kind: str) -> bool:
     """Whether a library asks for the loader of that kind: its name is in there, with its length before it."""
-    return _mentions(path, len(kind).to_bytes(8, "little") + kind.encode())
+    return _mentions(path, re.compile(re.escape(len(kind).to_bytes(8, "little") + kind.encode())))
 
 
 def _load_device_runtime(module: str, kind: str, names: tuple[str, ...]) -> None:
@@ -135,8 +140,9 @@ def _load_device_runtime(module: str, kind: str, names: tuple[str, ...]) -> None
             f"name libtvm_runtime.so and {names[0]} in --load-library"
         )
     try:
-        for path in (runtime, devices):
-            ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
+        if not _runtime_is_loaded():
+            ctypes.CDLL(runtime, ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(devices, ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise ModuleError(
             f"{module!r} has device code for {kind}, and TVM's runtime for that cannot be loaded: {error}"

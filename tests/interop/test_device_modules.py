@@ -68,8 +68,7 @@ def test_scalars_of_what_tvm_compiled(link: Link, kind: str, device_kernels: Pat
         out = client.empty(device, (length,), "float32")
         scale(client.tensor(device, data), 2.5, out)
         np.testing.assert_allclose(out.numpy(), data * 2.5)
-    empty = client.empty(device, (0,), "float32")
-    scale(empty, 1.0, empty)
+    scale(client.empty(device, (0,), "float32"), 1.0, client.empty(device, (0,), "float32"))
 
 
 def test_what_does_not_fit(link: Link, kind: str, device_kernels: Path) -> None:
@@ -81,7 +80,8 @@ def test_what_does_not_fit(link: Link, kind: str, device_kernels: Path) -> None:
         vadd(on_host, on_host, on_host)
     with pytest.raises(client.RPCError):
         vadd(here, here, client.empty(device, (1000,), "float32"))
-    vadd(here, here, client.empty(device, (1024,), "float32"))
+    other = client.empty(device, (1024,), "float32")
+    vadd(here, other, client.empty(device, (1024,), "float32"))
     device.sync()
 
 
@@ -124,14 +124,16 @@ if with_runtime == "runtime":
 with sync.LocalSession() as session:
     device = session.device(kind)
     data = np.arange(1024, dtype="float32")
-    x, z = device.tensor(data), device.empty(1024)
+    # No memory twice: TVM before 0.27 declares all of a kernel's to be written, which WebGPU does not take.
+    x, y, z = device.tensor(data), device.tensor(data), device.empty(1024)
     for name in ("vadd", "scale", "vadd"):
         session.upload(f"{folder}/{name}-{kind}.so")
         module = session.load_module(f"{name}-{kind}.so")
         if name == "vadd":
-            module["vadd"](x, x, z)
+            module["vadd"](x, y, z)
         else:
-            module["scale"](z, 0.5, z)
+            module["scale"](z, 0.5, x)
+            assert np.array_equal(x.numpy(), data)
     assert np.array_equal(z.numpy(), data * 2)
 print("right")
 """
@@ -225,7 +227,7 @@ def test_cuda_by_the_runtime(device_kernels: Path) -> None:
     assert done.returncode == 0, done.stderr
     if done.stdout != "right\n":
         assert "device code for cuda" in done.stdout
-        assert "cannot be loaded: lib" in done.stdout
+        assert "TVM's runtime for that cannot be loaded: " in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["opencl", "webgpu"])
