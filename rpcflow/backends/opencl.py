@@ -267,7 +267,8 @@ class _MappedSink(ViewSink):
             mapping.release(self._stream)
 
     def abandon(self) -> None:
-        self.release()
+        self._view = memoryview(b"")
+        self._mapping = None  # collecting it gives it back, and raises nothing
 
 
 class _EventTimer:
